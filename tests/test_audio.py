@@ -1,0 +1,137 @@
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxcodec import audio
+
+
+def sine(seconds=0.5, sample_rate=16000, level=0.3, frequency=440.0):
+    return (
+        level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)
+    ).astype(np.float32)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    path = tmp_path / "sine.wav"
+    soundfile.write(path, sine(), 16000)
+    return path
+
+
+def test_int16_to_float_and_back_is_the_identity_for_every_value():
+    samples = np.arange(-32768, 32768).astype(np.int16)
+    assert audio.to_float(samples).dtype == np.float32
+    np.testing.assert_array_equal(audio.to_int16(audio.to_float(samples)), samples)
+
+
+def test_float_to_int16_rounds_and_clips():
+    values = np.array([-2.0, -1.0, -0.4 / 32768, 0.6 / 32768, 1.5 / 32768, 2.5 / 32768, 1.0, 2.0])
+    np.testing.assert_array_equal(audio.to_int16(values), [-32768, -32768, 0, 1, 2, 2, 32767, 32767])
+
+
+@pytest.mark.parametrize("extension", audio.EXTENSIONS)
+def test_a_saved_file_loads_with_its_rate_length_and_level(tmp_path, extension):
+    path = tmp_path / f"clip{extension}"
+    audio.save(path, sine(), 16000)
+    loaded = audio.load(path)
+    assert loaded.dtype == np.float32 and loaded.ndim == 1
+    assert abs(len(loaded) - 8000) <= (0 if extension in (".wav", ".flac", ".ogg") else 2500)  # codec delay
+    assert np.sqrt(np.mean(loaded[2000:6000] ** 2)) == pytest.approx(0.3 / np.sqrt(2), rel=0.03)
+
+
+def test_pcm_is_read_bit_for_bit(tmp_path):
+    samples = np.random.default_rng(0).integers(-32768, 32767, 1000).astype(np.int16)
+    audio.save(tmp_path / "noise.flac", audio.to_float(samples))
+    np.testing.assert_array_equal(audio.to_int16(audio.load(tmp_path / "noise.flac")), samples)
+
+
+def test_stereo_at_8_khz_becomes_mono_at_16_khz_at_the_same_level(tmp_path):
+    tone = sine(sample_rate=8000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([tone, 0.5 * tone], axis=1), 8000)
+    loaded = audio.load(tmp_path / "stereo.wav")
+    assert loaded.shape == (8000,)
+    np.testing.assert_allclose(loaded[1000:-1000], 0.75 * sine()[1000:-1000], atol=2e-3)
+
+
+def test_saving_an_unknown_format_says_which_are_known(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write \.doc, use one of .*\.flac"):
+        audio.save(tmp_path / "clip.doc", sine())
+    with pytest.raises(ValueError, match="12345 Hz"):
+        audio.save(tmp_path / "clip.opus", sine(), 12345)
+
+
+def test_a_truncated_wav_is_not_read_as_a_shorter_one(wav):
+    content = wav.read_bytes()
+    wav.write_bytes(content[: len(content) // 2])
+    assert len(soundfile.read(wav)[0])  # libsndfile alone would not notice
+    with pytest.raises(audio.TruncatedAudio, match="7978 of 16000 bytes"):
+        audio.load(wav)
+
+
+def test_a_wav_streamed_with_a_placeholder_for_its_size_is_read(wav):
+    content = bytearray(wav.read_bytes())
+    struct.pack_into("<I", content, 4, 0xFFFFFFFF)
+    struct.pack_into("<I", content, content.index(b"data") + 4, 0xFFFFFFFF)
+    wav.write_bytes(content)
+    assert len(audio.load(wav)) == 8000
+
+
+def test_a_truncated_flac_is_not_read_as_a_shorter_one(tmp_path):
+    path = tmp_path / "noise.flac"
+    audio.save(path, np.random.default_rng(0).uniform(-0.5, 0.5, 20000))
+    path.write_bytes(path.read_bytes()[:15000])
+    with pytest.raises((audio.TruncatedAudio, audio.NotAudio)):
+        audio.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(b"", audio.ZeroBytes), (b"hello, I am a text file", audio.NotAudio)],
+    ids=["empty", "text"],
+)
+def test_files_that_are_not_audio_are_named_in_one_line(tmp_path, content, error):
+    path = tmp_path / "odd.wav"
+    path.write_bytes(content)
+    with pytest.raises(error) as caught:
+        audio.load(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, value):
+    samples = sine()
+    samples[17] = value
+    soundfile.write(tmp_path / "odd.wav", samples, 16000, subtype="FLOAT")
+    with pytest.raises(audio.NonFiniteAudio, match=r"odd\.wav: 1 NaN or infinite"):
+        audio.load(tmp_path / "odd.wav")
+
+
+def test_a_file_without_frames_is_refused(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    with pytest.raises(audio.EmptyAudio, match="0 frames"):
+        audio.load(tmp_path / "none.wav")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(audio.UnreadableAudio, match=r"gone\.wav: No such file"):
+        audio.load(tmp_path / "gone.wav")
+
+
+def test_short_and_silent_audio_is_refused_at_the_stated_limits():
+    audio.check_usable(sine(0.02), "ok.wav")
+    with pytest.raises(audio.TooShortAudio, match=r"0\.019 s"):
+        audio.check_usable(sine(0.019), "short.wav")
+    with pytest.raises(audio.SilentAudio, match="-70 dBFS"):
+        audio.check_usable(np.full(16000, 10 ** (-70.1 / 20), np.float32), "silent.wav")
+    audio.check_usable(np.full(16000, 10 ** (-69.9 / 20), np.float32), "quiet.wav")
+
+
+def test_importing_the_data_ring_imports_no_heavy_package():
+    code = "import sys, jaxcodec.audio, jaxcodec.data, jaxcodec.datasets.openslr66; "
+    code += "print({'tensorflow', 'librosa', 'soundfile'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,253 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from jaxcodec import audio, data
+
+CROP = 400
+
+
+class Clips:
+    """A source in memory. `fails` is the clip that raises."""
+
+    def __init__(self, lengths, fails=None, level=0.5):
+        rng = np.random.default_rng(0)
+        self.clips = [audio.to_int16(rng.uniform(-level, level, length)) for length in lengths]
+        self.lengths = np.array(lengths, np.int32)
+        self.fails = fails
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        if index == self.fails:
+            raise OSError("the disk is gone")
+        return {"audio": self.clips[index], "id": f"{index}", "speaker": ""}
+
+
+@pytest.fixture
+def source():
+    return Clips([100, 399, 400, 401, 1000, 1700, 30, 800])
+
+
+def batches(source, count, **options):
+    defaults = {"seed": 0, "start_step": 0, "batch_size": 4, "crop_samples": CROP, "backend": "numpy"}
+    iterator = data.train_batches(source, **(defaults | options))
+    try:
+        return list(itertools.islice(iterator, count))
+    finally:
+        iterator.close()
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_a_training_batch_has_the_stated_shapes(source, backend):
+    (batch,) = batches(source, 1, batch_size=6, num_devices=2, backend=backend)
+    assert batch["audio"].shape == (2, 3, CROP) and batch["audio"].dtype == np.float32
+    assert batch["length"].shape == (2, 3) and batch["length"].dtype == np.int32
+
+
+def test_both_backends_give_the_same_bits_with_gain_and_padding(source):
+    options = {"gain_db": (-20.0, 20.0), "num_devices": 2, "start_step": 3}
+    assert_same(batches(source, 9, **options), batches(source, 9, **options, backend="tensorflow"))
+
+
+def test_rows_are_pieces_of_their_clips_with_zeros_after_them(source):
+    whole = [audio.to_float(clip) for clip in source.clips]
+    seen = set()
+    for batch in batches(source, 12):
+        for row, length in zip(batch["audio"][0], batch["length"][0], strict=True):
+            assert not row[length:].any()
+            found = [
+                (number, start)
+                for number, clip in enumerate(whole)
+                for start in range(len(clip) - length + 1)
+                if clip[start] == row[0] and np.array_equal(clip[start : start + length], row[:length])
+            ]
+            assert len(found) == 1 and length == min(CROP, len(whole[found[0][0]]))
+            seen.add(found[0])
+    assert {number for number, _ in seen} == set(range(len(source)))
+    assert len(seen) > 15  # crops start at different places
+
+
+def test_a_pass_takes_each_clip_in_proportion_to_its_length(source):
+    assert data.crops_per_pass(source, CROP) == 1 + 1 + 1 + 1 + 2 + 4 + 1 + 2
+    plan = data._TrainPlan(source.lengths, CROP, 0, (0.0, 0.0), 13, slice(0, 13))
+    for step in range(3):
+        assert np.bincount(plan.step(step).clip).tolist() == [1, 1, 1, 1, 2, 4, 1, 2]
+    examples = plan.step(0)
+    starts = np.sort(examples.start[examples.clip == 5])
+    assert (starts // (1301 / 4)).astype(int).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # one in each quarter: all of it is heard
+    assert not np.array_equal(plan.step(0).clip, plan.step(1).clip)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(source):
+    straight = batches(source, 10)
+    assert_same(straight[6:], batches(source, 4, start_step=6))
+    assert_same(straight, batches(source, 10, prefetch=1))
+    assert not np.array_equal(straight[0]["audio"], batches(source, 1, seed=1)[0]["audio"])
+    examples = np.concatenate([batch["audio"] for batch in straight], axis=1)
+    larger = np.concatenate([batch["audio"] for batch in batches(source, 5, batch_size=8)], axis=1)
+    np.testing.assert_array_equal(examples, larger)  # nor on how examples are grouped into batches
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_processes_share_out_the_rows_of_the_one_process_batch(source, backend):
+    whole = batches(source, 5, batch_size=8, num_devices=4, backend=backend)
+    options = {"batch_size": 8, "num_devices": 2, "process_count": 2, "backend": backend}
+    parts = [batches(source, 5, process_index=process, **options) for process in range(2)]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts, strict=True)]
+    assert_same(whole, joined)
+
+
+def test_a_batch_size_that_does_not_divide_is_refused(source):
+    with pytest.raises(ValueError, match="batch_size 6 does not divide by 2 devices x 2 processes"):
+        batches(source, 1, batch_size=6, num_devices=2, process_count=2)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        next(data.eval_batches(source, batch_size=0))
+
+
+def test_gain_is_drawn_from_its_range_and_never_exceeds_full_scale():
+    loud = Clips([CROP] * 40, level=0.5)
+    plain, changed = batches(loud, 10), batches(loud, 10, gain_db=(-12.0, 12.0))
+    peaks = [np.abs([batch["audio"] for batch in run]).max(axis=3).ravel() for run in (plain, changed)]
+    gains = 20 * np.log10(peaks[1] / peaks[0])
+    assert -12 <= gains.min() < -8 and gains.max() > 5
+    assert peaks[1].max() == 1.0  # at most full scale, though +12 dB of 0.5 would be 2
+
+
+def test_no_gain_leaves_the_samples_as_they_are(source):
+    rows = np.concatenate([batch["audio"].reshape(-1, CROP) for batch in batches(source, 4)])
+    np.testing.assert_array_equal(rows, audio.to_float(audio.to_int16(rows)))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_an_error_while_reading_reaches_the_consumer(backend):
+    with pytest.raises(OSError, match="the disk is gone"):
+        batches(Clips([500] * 8, fails=3), 4, backend=backend)
+
+
+def test_closing_the_iterator_ends_its_threads(source):
+    before = set(threading.enumerate())
+    iterator = data.train_batches(
+        source, seed=0, start_step=0, batch_size=4, crop_samples=CROP, backend="numpy", prefetch=8
+    )
+    next(iterator)
+    assert set(threading.enumerate()) - before
+    iterator.close()
+    assert not set(threading.enumerate()) - before
+
+
+def test_the_backend_is_tensorflow_where_installed_or_what_is_asked_for(monkeypatch):
+    assert data.resolve_backend("auto") == "tensorflow"
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    assert data.resolve_backend("auto") == "numpy"
+    with pytest.raises(ValueError, match="needs the package tensorflow"):
+        data.resolve_backend("tensorflow")
+    with pytest.raises(ValueError, match="'torch' is unknown, use auto, tensorflow or numpy"):
+        data.resolve_backend("torch")
+
+
+def test_an_empty_training_split_is_refused():
+    with pytest.raises(ValueError, match="no clips"):
+        batches(Clips([]), 1)
+
+
+def test_bucket_lengths_are_few_and_multiples():
+    assert data.bucket_lengths(20.0, 1) == [16000, 32000, 64000, 128000, 256000, 320000]
+    assert data.bucket_lengths(4.0, 320) == [16000, 32000, 64000]
+    assert data.bucket_lengths(1.5, 7000) == [21000, 28000]
+
+
+def test_evaluation_gives_every_clip_once_and_whole():
+    source = Clips([100, 16000, 16001, 40000, 50000, 5000, 70000, 1])
+    rows = []
+    for batch in data.eval_batches(source, batch_size=4, num_devices=2, max_seconds=4.0, multiple=320):
+        assert batch["audio"].shape[:2] == batch["length"].shape == batch["index"].shape == (2, 2)
+        assert batch["audio"].shape[2] in (16000, 32000, 64000) and batch["index"].dtype == np.int32
+        rows += zip(*(batch[name].reshape(4, -1) for name in ("audio", "length", "index")), strict=True)
+    assert sorted(int(index[0]) for _, _, index in rows if index[0] >= 0) == list(range(8))
+    for row, (length,), (index,) in rows:
+        whole = audio.to_float(source.clips[index][:64000]) if index >= 0 else np.zeros(0, np.float32)
+        assert length == len(whole)
+        np.testing.assert_array_equal(row[:length], whole)
+        assert not row[length:].any()
+
+
+def test_evaluation_processes_take_the_same_number_of_batches_and_share_the_clips():
+    source = Clips([100, 20000, 300, 400, 20001, 500, 600])
+    whole = list(data.eval_batches(source, batch_size=4, num_devices=2))
+    parts = [
+        list(data.eval_batches(source, batch_size=4, num_devices=1, process_index=process, process_count=2))
+        for process in range(2)
+    ]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts, strict=True)]
+    assert_same(whole, joined)
+
+
+def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
+    class Records(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Records.reads += 1
+            return super().__getitem__(index)
+
+        def __iter__(self):
+            return (self[index] for index in range(len(self)))
+
+    records = Records(
+        {"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in Clips([3, 5]).clips
+    )
+    file = data.epath.Path(tmp_path / "lengths-train.npy")
+    for _ in range(2):
+        assert data.PreparedSpeech(records, file).lengths.tolist() == [3, 5]
+    assert Records.reads == 2 and [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize(("memory_bytes", "reads"), [(2**20, 1), (0, 3)])
+def test_a_small_split_is_read_once_and_a_large_one_every_time(tmp_path, memory_bytes, reads):
+    class Record(dict):
+        count = 0
+
+        def __getitem__(self, name):
+            Record.count += name == "audio"
+            return super().__getitem__(name)
+
+    Record.count = 0
+    record = Record(audio=np.arange(4, dtype=np.int16), length=4, id=b"x", speaker=b"y")
+    source = data.PreparedSpeech(
+        [record], data.epath.Path(tmp_path / "lengths.npy"), memory_bytes=memory_bytes
+    )
+    assert [source[0]["speaker"] for _ in range(3)] == ["y"] * 3
+    assert Record.count == reads
+
+
+def test_remote_shards_are_copied_once_to_a_local_folder(tmp_path, monkeypatch):
+    remote, cache = data.epath.Path(tmp_path / "bucket"), tmp_path / "cache"
+    remote.mkdir()
+    for name in ("dataset_info.json", "speech-train.array_record-00000-of-00001"):
+        (remote / name).write_text(name)
+    assert data._local_copy(remote, str(cache)) == remote
+    monkeypatch.setattr(data, "_is_remote", lambda path: True)
+    copy = data._local_copy(remote, str(cache))
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in remote.iterdir())
+    (remote / "speech-train.array_record-00000-of-00001").unlink()
+    assert data._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
+    (remote / "dataset_info.json").write_text("prepared anew")
+    assert data._local_copy(remote, str(cache)) != copy
