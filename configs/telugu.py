@@ -1,0 +1,99 @@
+"""Flagship: Telugu speech, 16 kHz mono at 8 kbit/s, 32x smaller than 16-bit PCM.
+
+50 frames/s x 16 codebooks x 10 bits = 8000 bit/s. A ConvNeXt network at frame rate behind an orthonormal MDCT.
+
+    python train.py --config configs/telugu.py                         # the bundled sample corpus
+    python train.py --config configs/telugu.py --data_dir recordings/  # your own
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The resolved recipe; every value can be overridden on the command line as --config.section.name=value."""
+    config = ml_collections.ConfigDict()
+    config.experiment_name = "telugu"
+    config.checkpoint_dir = "checkpoints"
+    config.seed = 0
+    config.num_epochs = 100
+    config.batch_size = 16  # clips over all devices
+    config.steps_per_epoch = 0  # 0: one pass over the training speech, but at least min_steps_per_epoch
+    config.min_steps_per_epoch = 200
+    config.eval_batch_size = 8  # clips over all devices
+    config.num_examples = 4  # validation clips shown in TensorBoard
+    config.examples_every_epochs = 5
+    config.wandb_project = ""  # a Weights & Biases project to log to
+
+    config.model = model = ml_collections.ConfigDict()
+    model.architecture = "mdct"  # or "seanet"
+    model.sample_rate = 16000
+    model.hop_length = 320  # samples a frame; "seanet" takes the product of its strides instead
+    model.strides = (2, 4, 5, 8)
+    model.num_codebooks = 16
+    model.codebook_size = 1024
+    model.latent_dim = 64
+    model.latent_gain = 1.0  # latents per unit of MDCT coefficient on the identity path
+    model.width = 256
+    model.encoder_depth = 4
+    model.decoder_depth = 4
+    model.kernel_size = 7  # frames
+    model.causal = False
+    model.identity = True
+    model.output_scale = 2.5
+    model.dtype = "float32"  # of the network's activations; or "bfloat16"
+
+    config.quantizer = quantizer = ml_collections.ConfigDict()
+    quantizer.init = "normal"  # normal * 0.01, or "kmeans" on the first batches
+    quantizer.decay = 0.99
+    quantizer.revive_below = 0.1  # of uniform usage
+    quantizer.revivals_per_step = 128  # at most, in each codebook
+    quantizer.dropout = 0.25  # share of the clips decoded from a random number of codebooks
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.relative = True  # errors over the clip's energy, commitment over the latents'
+    loss.error_weighting = "plain"  # or "preemphasis", "band"
+    loss.preemphasis = 0.9
+    loss.band_exponent = 0.5
+    loss.mse_weight = 1.0
+    loss.perceptual_weight = 0.01
+    loss.commitment_weight = 0.01
+    loss.mse_bound = 10.0
+    loss.perceptual_bound = 10.0
+    loss.commitment_bound = 10.0
+
+    config.fixes = fixes = ml_collections.ConfigDict()
+    fixes.fp32_stft = True
+    fixes.small_vq_init = True
+    fixes.loss_clamping = True
+    fixes.ema_residual = True
+    fixes.input_clipping = True
+    fixes.no_tanh = True
+    fixes.learnable_scale = True
+    fixes.pure_mse = True
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 1e-3
+    optimizer.schedule = "cosine"  # or "constant"
+    optimizer.warmup_steps = 100
+    optimizer.final_fraction = 0.02  # of the learning rate, at the end of the cosine
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0
+    optimizer.average_decay = 0.0  # moving average of the weights, 0 switches it off
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "sample"  # the bundled corpus, "folder", or "openslr66"; data_dir implies "folder"
+    data.data_dir = ""  # recordings, or a folder of prepared shards; local or gs://
+    data.prepared_dir = ""  # where shards are kept; "": the tfds default
+    data.crop_seconds = 2.0
+    data.min_clip_seconds = 0.02
+    data.max_clip_seconds = 20.0  # longer recordings are cut
+    data.max_eval_seconds = 20.0
+    data.max_bad_fraction = 0.5  # of the files; more bad ones end the run
+    data.validation_fraction = 0.05
+    data.test_fraction = 0.05
+    data.gain_db = (0.0, 0.0)  # random level of training clips, from and to
+    data.backend = "auto"  # "tensorflow" or "numpy"; auto takes TensorFlow where it is installed
+    data.prefetch = 4  # batches
+    return config

@@ -1,0 +1,31 @@
+"""Seconds on a CPU: the flagship's every mechanism at toy size, for tests and for trying an installation.
+
+50 frames/s x 4 codebooks x 6 bits = 1200 bit/s; expect 2 to 3 dB.
+
+    python train.py --config configs/tiny.py
+"""
+
+import ml_collections
+
+from configs import telugu
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The flagship's recipe with everything made small."""
+    config = telugu.get_config()
+    config.experiment_name = "tiny"
+    config.num_epochs = 2
+    config.batch_size = 8
+    config.steps_per_epoch = 10
+
+    config.model.num_codebooks = 4
+    config.model.codebook_size = 64
+    config.model.latent_dim = 16
+    config.model.width = 32
+    config.model.encoder_depth = 1
+    config.model.decoder_depth = 1
+
+    config.quantizer.revivals_per_step = 16
+    config.optimizer.warmup_steps = 2
+    config.data.crop_seconds = 0.5
+    return config

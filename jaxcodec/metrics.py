@@ -1,0 +1,71 @@
+"""Measures of decoded speech, one value a clip: higher is better, padding does not exist.
+
+All take reference and decoded audio (B, S) and lengths (B,) in samples, both signals zero beyond the lengths, and return (B,)
+float32. A clip of length 0 gives a finite value that means nothing: callers leave such filler out.
+"""
+
+import jax.numpy as jnp
+
+from jaxcodec import layers
+
+EPSILON = 1e-10
+
+
+def snr(reference, decoded, lengths):
+    """Signal-to-noise ratio in dB: 10 log10(sum x^2 / sum (x - y)^2). Punishes gain and delay."""
+    del lengths
+    return _decibels(jnp.sum(reference**2, axis=1), jnp.sum((decoded - reference) ** 2, axis=1))
+
+
+def segmental_snr(reference, decoded, lengths, segment_length=320):
+    """Mean SNR in dB over segments of `segment_length` samples, each limited to [-10, 35] dB (Hansen and Pellom 1998).
+
+    Segments more than 40 dB below the clip's loudest one are pauses and do not count.
+    """
+    energies = [_segment_energy(x, segment_length) for x in (reference, decoded - reference)]
+    whole = layers.length_mask(lengths // segment_length, energies[0].shape[1])
+    spoken = whole & (energies[0] > 1e-4 * jnp.max(energies[0], axis=1, keepdims=True, initial=0.0))
+    values = jnp.clip(_decibels(*energies), -10.0, 35.0)
+    return jnp.sum(values * spoken, axis=1) / jnp.maximum(jnp.sum(spoken, axis=1), 1)
+
+
+def si_sdr(reference, decoded, lengths):
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, equation 3, no mean removed)."""
+    del lengths
+    scale = jnp.sum(reference * decoded, axis=1) / (jnp.sum(reference**2, axis=1) + EPSILON)
+    target = scale[:, None] * reference
+    return _decibels(jnp.sum(target**2, axis=1), jnp.sum((decoded - target) ** 2, axis=1))
+
+
+def range_ratio(reference, decoded, lengths):
+    """Peak-to-peak range of the decoded audio over that of the reference."""
+    mask = layers.length_mask(lengths, reference.shape[1])
+    inside = [jnp.where(mask, x, x[:, :1]) for x in (decoded, reference)]  # zeros beyond the clip are not its range
+    ranges = [jnp.max(x, axis=1) - jnp.min(x, axis=1) for x in inside]
+    return ranges[0] / jnp.maximum(ranges[1], EPSILON)
+
+
+def rms_ratio(reference, decoded, lengths):
+    """Root mean square of the decoded audio over that of the reference."""
+    del lengths
+    return jnp.sqrt(jnp.sum(decoded**2, axis=1) / jnp.maximum(jnp.sum(reference**2, axis=1), EPSILON))
+
+
+def effective_dimension(covariance):
+    """Participation ratio of a covariance (D, D): trace(C)^2 / trace(C^2), 1 for a line and D for white latents."""
+    return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), EPSILON**2)
+
+
+def perplexity(counts):
+    """exp(entropy) of how often each code was used, counts (..., K) to (...)."""
+    p = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
+    return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, EPSILON)), 0.0), axis=-1))
+
+
+def _decibels(signal, noise):
+    return 10 * jnp.log10((signal + EPSILON) / (noise + EPSILON))
+
+
+def _segment_energy(audio, segment_length):
+    whole = audio.shape[1] // segment_length
+    return jnp.sum(audio[:, : whole * segment_length].reshape(audio.shape[0], whole, segment_length) ** 2, axis=-1)

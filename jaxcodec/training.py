@@ -1,0 +1,269 @@
+"""One update and one evaluation, as pure functions of a state and a batch: no I/O, no jit, no clock.
+
+A batch is {"audio": (B, S) float32, "length": (B,) int32}, this replica's share of the global batch. Every reduction is a
+sum over devices of a numerator divided by a sum of a denominator, so N devices compute what one would.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxcodec import losses, metrics, quantize
+from jaxcodec.codec import Codec
+
+TERMS = ("mse", "perceptual", "commitment")
+# Random streams, told apart by number: fold_in takes no names.
+_DROPOUT, _REVIVAL = 1, 2
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes."""
+
+    step: jax.Array  # () int32
+    params: dict
+    codebooks: quantize.Codebooks
+    opt_state: optax.OptState
+    average: dict | None  # exponential moving average of params, None when switched off
+
+
+def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, linear warm-up and cosine decay, from the section `optimizer` of a config."""
+    warmup_steps = min(optimizer.warmup_steps, total_steps // 2)
+    if optimizer.schedule == "cosine":
+        final = optimizer.learning_rate * optimizer.final_fraction
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if warmup_steps else optimizer.learning_rate,
+            optimizer.learning_rate,
+            warmup_steps,
+            total_steps,
+            final,
+        )
+    elif optimizer.schedule == "constant":
+        schedule = optax.linear_schedule(0.0 if warmup_steps else optimizer.learning_rate, optimizer.learning_rate, warmup_steps)
+    else:
+        raise ValueError(f'optimizer.schedule is "{optimizer.schedule}", expected "cosine" or "constant".')
+    decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+    adamw = optax.adamw(schedule, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
+
+
+def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, average: bool) -> TrainState:
+    """A fresh state; shapes do not depend on the clip length the parameters are made with."""
+    lengths = jnp.full((1,), 2 * model.hop_length, jnp.int32)
+    variables = model.init(rng, jnp.zeros((1, 2 * model.hop_length)), lengths)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        codebooks=variables["codebooks"]["quantizer"]["averages"],
+        opt_state=optimizer.init(params),
+        average=params if average else None,
+    )
+
+
+def variables(params, codebooks: quantize.Codebooks) -> dict:
+    """The variable collections that `Codec` is applied to."""
+    return {"params": params, "codebooks": {"quantizer": {"averages": codebooks}}}
+
+
+def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config, axis_name=None):
+    """One update from this replica's share of the batch.
+
+    `rng` is the run's root key, the same on every replica and step. Returns the new state and scalars for the log.
+    """
+    rng = jax.random.fold_in(rng, state.step)
+    row_keys = _row_keys(rng, batch["length"].shape[0], axis_name)
+    num_codebooks = draw_codebooks(row_keys, config.quantizer.dropout, model.quantizer.num_codebooks)
+
+    def loss_fn(params):
+        output = model.apply(variables(params, state.codebooks), batch["audio"], batch["length"], num_codebooks)
+        loss, terms = total_loss(output, batch["length"], config, axis_name)
+        return loss, (terms, output)
+
+    grads, (terms, output) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads = _sum(grads, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        codebooks=_update_codebooks(state.codebooks, output, row_keys, config, axis_name),
+        opt_state=opt_state,
+        average=_track(state.average, params, state.step, config.optimizer.average_decay),
+    )
+    logs = terms | {
+        "grad_norm": optax.tree.norm(grads),
+        "output_scale": params["decoder"].get("output_scale", jnp.ones(())),
+    }
+    return new_state, logs
+
+
+def total_loss(output, lengths, config, axis_name=None):
+    """This replica's share of mse + perceptual + commitment, each weighted, and the global terms for the log."""
+    shares = loss_terms(output, lengths, config, axis_name)
+    totals = {name: _sum(lax.stop_gradient(share), axis_name) for name, share in shares.items()}
+    weighted, logs = 0.0, dict(totals, loss=0.0)
+    for name, share in shares.items():
+        bound = config.loss[f"{name}_bound"] if config.fixes.loss_clamping else jnp.inf
+        weight = loss_weight(config, name)
+        weighted += weight * losses.bounded(share, bound, totals[name])
+        logs["loss"] += weight * losses.bounded(totals[name], bound)  # nan, not the bound, for an infinite term
+    return weighted, logs
+
+
+def loss_weight(config, name: str) -> float:
+    """Weight of a term. With the fix `pure_mse` undone the spectral loss leads, as it did before the fix."""
+    if name == "perceptual" and not config.fixes.pure_mse:
+        return 1.0
+    return config.loss[f"{name}_weight"]
+
+
+def loss_terms(output, lengths, config, axis_name=None) -> dict:
+    """This replica's share of each term, before weights and bounds: their sum over replicas is the global term."""
+    loss, relative = config.loss, config.loss.relative
+    num_clips = jnp.maximum(_sum(jnp.sum(lengths > 0), axis_name), 1)
+    clips = (lengths > 0) / num_clips
+    mse = losses.waveform_error(
+        output.clipped,
+        output.audio,
+        lengths,
+        relative=relative,
+        weighting=loss.error_weighting,
+        preemphasis=loss.preemphasis,
+        band_exponent=loss.band_exponent,
+    )
+    dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
+    perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
+    return {
+        "mse": jnp.sum(mse * clips),
+        "perceptual": jnp.sum(perceptual * clips),
+        "commitment": _commitment(output, relative, axis_name),
+    }
+
+
+def _commitment(output, relative, axis_name):
+    """Mean over codebooks and frames of the squared distance to the chosen centroid, relative to the latents' energy."""
+    distances = jnp.sum(quantize.commitment(output.latents, output.quantized) * output.frame_mask[None])
+    num_codebooks, dim = output.quantized.stages.shape[0], output.latents.shape[-1]
+    if relative:
+        energy = jnp.sum(lax.stop_gradient(output.latents) ** 2)  # zero outside the mask already
+        return distances / (num_codebooks * _sum(energy, axis_name) + losses.SILENCE_POWER)
+    return distances / (num_codebooks * dim * jnp.maximum(_sum(jnp.sum(output.frame_mask), axis_name), 1))
+
+
+def draw_codebooks(row_keys, dropout: float, num_codebooks: int):
+    """Quantizer dropout: how many codebooks each clip decodes from, (B,); with probability `dropout` uniform in 1..Q."""
+
+    def draw(key):
+        dropped, count = jax.random.split(key)
+        fewer = jax.random.randint(count, (), 1, num_codebooks + 1)
+        return jnp.where(jax.random.uniform(dropped) < dropout, fewer, num_codebooks)
+
+    return jax.vmap(lambda key: draw(jax.random.fold_in(key, _DROPOUT)))(row_keys)
+
+
+def _update_codebooks(codebooks, output, row_keys, config, axis_name):
+    num_frames = output.frame_mask.shape[1]
+    priorities = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _REVIVAL), (num_frames,)))(row_keys)
+    local = quantize.statistics(
+        lax.stop_gradient(output.quantized),
+        output.frame_mask,
+        priorities,
+        codebook_size=codebooks.counts.shape[-1],
+        num_candidates=config.quantizer.revivals_per_step,
+        track_output=not config.fixes.ema_residual,
+    )
+    merged = quantize.merge_statistics(local, axis_name)
+    return quantize.update_codebooks(
+        codebooks, merged, decay=config.quantizer.decay, revive_below=config.quantizer.revive_below
+    )
+
+
+def _row_keys(rng, rows, axis_name):
+    """A key for each row of the global batch, the same whichever replica holds the row."""
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * rows
+    return jax.vmap(lambda row: jax.random.fold_in(rng, row))(first + jnp.arange(rows))
+
+
+def _track(average, params, step, decay):
+    """Moving average of the parameters with a decay that grows from 0, so that early averages forget the start."""
+    if average is None:
+        return None
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+
+
+def _sum(tree, axis_name):
+    return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def codebook_counts(num_codebooks: int) -> tuple[int, ...]:
+    """How many codebooks an evaluation decodes from: 1, 2, 4, ... and all."""
+    return tuple(n for n in (2**i for i in range(16)) if n < num_codebooks) + (num_codebooks,)
+
+
+def eval_step(params, codebooks, batch, *, model: Codec, config, axis_name=None) -> dict:
+    """Sums over the clips of the global batch; divide by "clips" (or "frames") for means. Consumes no randomness."""
+    collections = variables(params, codebooks)
+    audio, lengths = batch["audio"], batch["length"]
+    output = model.apply(collections, audio, lengths)
+    _, terms = total_loss(output, lengths, config, axis_name)
+    present = lengths > 0
+    decode = functools.partial(model.apply, collections, method=Codec.decode)
+
+    def clip_sum(values):
+        return jnp.sum(jnp.where(present, values, 0.0))
+
+    def measure(measure_fn, decoded):
+        return clip_sum(measure_fn(output.clipped, decoded, lengths))
+
+    sums = {"clips": jnp.sum(present)}
+    for measure_fn in (metrics.segmental_snr, metrics.si_sdr, metrics.range_ratio, metrics.rms_ratio):
+        sums[measure_fn.__name__] = measure(measure_fn, output.audio)
+    for count in codebook_counts(model.quantizer.num_codebooks):
+        partial = quantize.keep_codebooks(output.quantized.stages, jnp.full(lengths.shape, count))
+        sums[f"snr_{count}"] = measure(metrics.snr, decode(partial, lengths, audio.shape[1]))
+    sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
+    for name, signal in (("input", output.clipped), ("output", output.audio)):
+        sums[f"{name}_min"], sums[f"{name}_max"] = clip_sum(jnp.min(signal, 1)), clip_sum(jnp.max(signal, 1))
+    sums |= _latent_sums(output, codebooks.counts.shape[-1])
+    sums = _sum(sums, axis_name)
+    return sums | {name: term * sums["clips"] for name, term in terms.items()}  # terms are global already
+
+
+def _latent_sums(output, codebook_size):
+    """First and second moments of the latents, and how often each code was used, over the frames that exist."""
+    mask = output.frame_mask.astype(jnp.float32)
+    flat = (output.latents * mask[..., None]).reshape(-1, output.latents.shape[-1])
+    codes = jnp.moveaxis(output.quantized.codes, 1, 0).reshape(output.quantized.codes.shape[1], -1)
+    usage = jax.vmap(lambda c: jax.ops.segment_sum(mask.reshape(-1), c, codebook_size))(codes)
+    return {
+        "frames": jnp.sum(mask),
+        "latent_sum": jnp.sum(flat, axis=0),
+        "latent_outer": jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST),
+        "usage": usage,
+    }
+
+
+def latent_gradient_norms(params, codebooks, batch, *, model: Codec, config, axis_name=None) -> dict:
+    """Norm of each weighted term's gradient at the latents: who steers the encoder."""
+    collections = variables(params, codebooks)
+    output = model.apply(collections, batch["audio"], batch["length"])
+
+    def term(latents, name):
+        z_q = quantize.keep_codebooks(
+            output.quantized.stages, jnp.full(batch["length"].shape, model.quantizer.num_codebooks)
+        )
+        through = latents + lax.stop_gradient(z_q - output.latents)
+        audio = model.apply(collections, through, batch["length"], batch["audio"].shape[1], method=Codec.decode)
+        shares = loss_terms(output.replace(audio=audio, latents=latents), batch["length"], config, axis_name)
+        total = _sum(lax.stop_gradient(shares[name]), axis_name)
+        bound = config.loss[f"{name}_bound"] if config.fixes.loss_clamping else jnp.inf
+        return loss_weight(config, name) * losses.bounded(shares[name], bound, total)
+
+    squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in TERMS}
+    return jax.tree.map(jnp.sqrt, _sum(squares, axis_name))
