@@ -1,0 +1,155 @@
+"""Trains variants of a recipe for the same wall-clock time and tabulates what each reached on validation speech.
+
+    python benchmarks/compare.py --minutes 6 --variants \
+        mdct-320: \
+        mdct-160:model.hop_length=160,model.num_codebooks=8 \
+        seanet-160:model.architecture=seanet,model.strides=(2,4,4,5),model.num_codebooks=8,model.width=32 \
+        seed@configs/seed.py:
+
+A variant is NAME[@CONFIG]:KEY=VALUE,KEY=VALUE. Each gets as many steps as its measured speed allows in the time, with the
+learning rate schedule ending there. One after the other, so leave the machine alone meanwhile.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train as driver
+from jaxcodec import codec, data, training
+
+WARMUP_STEPS, TIMED_STEPS = 3, 10
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--variants", nargs="+", required=True)
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--reports", type=int, default=1, help="Validation reports, evenly spaced over the time.")
+    parser.add_argument("--output", type=Path, help="Where to write the rows as JSON.")
+    args = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.device_count()} x {jax.devices()[0].device_kind}")
+    rows = []
+    for variant in args.variants:
+        for seed in range(args.seeds):
+            rows += measure(variant, seed, args)
+            if args.output:
+                args.output.write_text(json.dumps(rows, indent=1))
+    print_table(rows)
+
+
+def measure(variant, seed, args):
+    """Rows of one variant: figures on the validation split at evenly spaced times."""
+    name, config = parse_variant(variant)
+    config.seed, config.data.data_dir = seed, args.data_dir
+    splits = [data.open_split(config.data, split) for split in ("train", "validation")]
+    step_seconds = time_steps(make_run(config, splits))
+    config.steps_per_epoch = max(1, int(args.minutes * 60 / args.reports / step_seconds))
+    config.num_epochs = args.reports
+    run = make_run(config, splits)
+    state = driver.replicate(run.init_codebooks(run.init_state()))
+    batches, rows, seconds = run.train_batches(0), [], 0.0
+    for epoch in range(args.reports):
+        started = time.monotonic()
+        state, _ = run.train_epoch(state, batches, epoch, epoch * config.steps_per_epoch)
+        seconds += time.monotonic() - started
+        summary, shares = run.evaluate(state)
+        row = {"variant": name, "seed": seed, "minutes": seconds / 60, "step": (epoch + 1) * config.steps_per_epoch}
+        row |= {"ms_per_step": 1000 * step_seconds, "parameters": sum(p.size for p in jax.tree.leaves(state.params))}
+        row |= {key: np.asarray(value).tolist() for key, value in summary.items()}
+        row |= {f"share_{key}": value for key, value in shares.items()}
+        if epoch + 1 == args.reports:
+            row |= perceptual_scores(run, state)
+        rows.append(row)
+        print_table(rows[-1:])
+    batches.close()
+    return rows
+
+
+def parse_variant(text):
+    """NAME[@CONFIG]:KEY=VALUE,... to the name and its config."""
+    head, _, overrides = text.partition(":")
+    name, _, path = head.partition("@")
+    spec = importlib.util.spec_from_file_location("recipe", path or "configs/telugu.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config()
+    for override in filter(None, re.split(r",(?=[a-z_.]+=)", overrides)):
+        key, _, value = override.partition("=")
+        try:
+            value = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            pass  # a plain word
+        config.update_from_flattened_dict({key: value})
+    return name, config
+
+
+def make_run(config, splits):
+    return driver.Run(config, codec.from_config(config.model, config.fixes), *splits)
+
+
+def time_steps(run):
+    """Median seconds a training step takes, once compiled."""
+    state = driver.replicate(run.init_state())
+    batches, seconds = run.train_batches(0), []
+    for _ in range(WARMUP_STEPS + TIMED_STEPS):
+        started = time.monotonic()
+        state, logs = run.train_step(state, next(batches), run.rng)
+        jax.block_until_ready(logs)
+        seconds.append(time.monotonic() - started)
+    batches.close()
+    return float(np.median(seconds[WARMUP_STEPS:]))
+
+
+def perceptual_scores(run, state):
+    """PESQ-WB and ESTOI, means over the validation clips, where pesq and pystoi are installed."""
+    if not all(importlib.util.find_spec(name) for name in ("pesq", "pystoi")):
+        print("pesq or pystoi is not installed: no PESQ and ESTOI", file=sys.stderr)
+        return {}
+    from pesq import pesq
+    from pystoi import stoi
+
+    local = jax.tree.map(lambda v: v.addressable_data(0)[0], state)
+    collections = training.variables(local.params if local.average is None else local.average, local.codebooks)
+    decode, rate, scores = jax.jit(run.model.apply), run.model.sample_rate, []
+    for batch in run.validation_batches():
+        for audio, length in zip(batch["audio"][0], batch["length"][0], strict=True):
+            if length:
+                decoded = np.asarray(decode(collections, audio[None], length[None]).audio)[0, :length]
+                pair = audio[:length], decoded
+                scores.append((pesq(rate, *pair, "wb"), stoi(*pair, rate, extended=True)))
+    means = np.mean(scores, axis=0)
+    return {"pesq_wb": float(means[0]), "estoi": float(means[1])}
+
+
+def print_table(rows):
+    """Markdown rows: SNR by number of codebooks, then everything else that decides."""
+    print("| variant | seed | min | steps | ms/step | params | SNR dB by codebooks | unquantized | segSNR | PESQ | ESTOI | range | usage | dim |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        counts = sorted(int(key[4:]) for key in row if key.startswith("snr_") and key[4:].isdigit())
+        snr = " / ".join(f"{row[f'snr_{n}']:.2f}" for n in counts)
+        print(
+            f"| {row['variant']} | {row['seed']} | {row['minutes']:.1f} | {row['step']} | {row['ms_per_step']:.0f} "
+            f"| {row['parameters'] / 1e6:.1f} M | {snr} | {row['snr_unquantized']:.2f} | {row['segmental_snr']:.2f} "
+            f"| {row.get('pesq_wb', float('nan')):.2f} | {row.get('estoi', float('nan')):.3f} | {row['range_ratio']:.2f} "
+            f"| {min(row['usage']):.2f} | {row['effective_dimension']:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
