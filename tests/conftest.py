@@ -1,0 +1,44 @@
+"""Eight CPU devices, no silent broadcasting, and the small things that most tests need."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+from tests import support
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling, and this halves it
+
+
+@pytest.fixture(params=["mdct", "seanet"])
+def architecture(request):
+    """Each of the two networks in turn."""
+    return request.param
+
+
+@pytest.fixture
+def config():
+    """A codec of a few thousand parameters, the frame-rate network."""
+    return support.small_config()
+
+
+@pytest.fixture
+def model(config):
+    """The codec that `config` describes."""
+    return support.make_model(config)
+
+
+@pytest.fixture
+def state(model):
+    """A fresh state for plain SGD."""
+    return support.make_state(model)
+
+
+@pytest.fixture
+def batch():
+    """Eight clips of different lengths, one of them empty filler."""
+    return support.make_batch()

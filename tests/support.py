@@ -1,0 +1,105 @@
+"""What several test files build: a small config of its own, and the model, state and batch that go with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import tiny
+from jaxcodec import codec, training
+
+
+def small_config(architecture="mdct", **overrides):
+    """The recipe `tiny` with every value that a test relies on set here: tuned defaults may change.
+
+    Overrides are written section__name=value.
+    """
+    config = tiny.get_config().lock()
+    values = dict(
+        model=dict(
+            architecture=architecture,
+            sample_rate=16000,
+            hop_length=16,
+            strides=(2, 4),
+            num_codebooks=4,
+            codebook_size=16,
+            latent_dim=8,
+            latent_gain=1.0,
+            width=8,
+            encoder_depth=1,
+            decoder_depth=1,
+            kernel_size=3,
+            causal=False,
+            identity=True,
+            output_scale=2.5,
+            dtype="float32",
+        ),
+        quantizer=dict(init="normal", decay=0.9, revive_below=0.1, revivals_per_step=8, dropout=0.5),
+        loss=dict(
+            relative=True,
+            error_weighting="plain",
+            mse_weight=1.0,
+            perceptual_weight=0.01,
+            commitment_weight=0.01,
+            mse_bound=10.0,
+            perceptual_bound=10.0,
+            commitment_bound=10.0,
+        ),
+        optimizer=dict(
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_steps=0,
+            weight_decay=0.01,
+            clip_norm=1.0,
+            average_decay=0.0,
+        ),
+    )
+    flat = {f"{section}.{name}": value for section, names in values.items() for name, value in names.items()}
+    flat |= {name.replace("__", "."): value for name, value in overrides.items()}
+    config.update_from_flattened_dict(flat)
+    return config
+
+
+def make_model(config):
+    """The codec of a config."""
+    return codec.from_config(config.model, config.fixes)
+
+
+def make_state(model, optimizer=None, *, seed=0, average=False):
+    """A fresh state, for plain SGD unless told otherwise."""
+    optimizer = optimizer or optax.sgd(0.1)
+    return jax.jit(lambda rng: training.init_state(model, optimizer, rng, average=average))(jax.random.key(seed))
+
+
+def speech_like(num_clips, num_samples, seed=0):
+    """Low-passed noise with a slow envelope, (num_clips, num_samples) float32 with peaks near 0.3."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((num_clips, num_samples + 8))
+    smooth = sum(noise[:, i : i + num_samples] for i in range(8)) / 8
+    envelope = 0.6 + 0.4 * np.sin(2 * np.pi * np.arange(num_samples) / 400 + rng.uniform(0, 6, (num_clips, 1)))
+    return (0.25 * smooth * envelope).astype(np.float32)
+
+
+def make_batch(lengths=(256, 200, 131, 256, 1, 0, 90, 16), num_samples=256, seed=0):
+    """{"audio": (B, S), "length": (B,)}, zero beyond each length."""
+    lengths = np.asarray(lengths, np.int32)
+    audio = speech_like(len(lengths), num_samples, seed)
+    return {"audio": audio * (np.arange(num_samples) < lengths[:, None]), "length": lengths}
+
+
+def settle_codebooks(state, frames=64.0, seed=1):
+    """The state with codebooks in mid-training: noise of the latents' size, uneven counts, some entries nearly dead."""
+    rng = np.random.default_rng(seed)
+    books = state.codebooks
+    centroids = 0.1 * rng.standard_normal(books.centroids.shape) * 0.7 ** np.arange(len(books.counts))[:, None, None]
+    counts = frames / books.counts.shape[1] * rng.uniform(0.0, 2.0, books.counts.shape)
+    sums = centroids * counts[..., None]
+    arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, sums)]
+    return state.replace(codebooks=type(books)(*arrays))
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    """Same structure, same shapes, close values; the message names the leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)

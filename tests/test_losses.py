@@ -1,0 +1,162 @@
+"""Loss terms against values worked by hand; padding does not exist, gain does not matter, bounds keep the direction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcodec import losses, spectral
+from tests import support
+
+WEIGHTINGS = losses.ERROR_WEIGHTINGS
+
+
+def pair(num_clips=3, num_samples=1000, noise=0.3):
+    """A reference and a decoded version of it, (B, S) each."""
+    reference = support.speech_like(num_clips, num_samples)
+    return reference, (0.9 * reference + noise * support.speech_like(num_clips, num_samples, seed=5))
+
+
+def full(audio):
+    return jnp.full(audio.shape[0], audio.shape[1])
+
+
+def test_squared_error_is_the_hand_worked_value():
+    reference, decoded = jnp.array([[1.0, 0.0, 2.0, 0.0]]), jnp.array([[0.0, 0.0, 2.0, 1.0]])
+    lengths = jnp.array([4])
+    absolute = losses.waveform_error(reference, decoded, lengths, relative=False)
+    np.testing.assert_allclose(absolute, [2 / 4], rtol=1e-6)
+    relative = losses.waveform_error(reference, decoded, lengths, relative=True)
+    np.testing.assert_allclose(relative, [2 / 5], rtol=1e-6)
+
+
+def test_silence_has_a_finite_relative_error():
+    silence, lengths = jnp.zeros((1, 100)), jnp.array([100])
+    np.testing.assert_array_equal(losses.waveform_error(silence, silence, lengths), [0.0])
+    hum = losses.waveform_error(silence, silence + 1e-3, lengths)
+    np.testing.assert_allclose(hum, [1e-6 / losses.SILENCE_POWER], rtol=1e-5)
+
+
+def test_preemphasis_is_numpys_filter():
+    reference, decoded = pair(2)
+    actual = losses.waveform_error(reference, decoded, full(reference), weighting="preemphasis", preemphasis=0.8)
+    for clip in range(2):
+        error, clean = (np.convolve(x, [1, -0.8])[:1000] for x in (decoded[clip] - reference[clip], reference[clip]))
+        np.testing.assert_allclose(actual[clip], np.sum(error**2) / np.sum(clean**2), rtol=1e-4)
+    assert not np.allclose(actual, losses.waveform_error(reference, decoded, full(reference)), rtol=1e-2)
+
+
+def test_band_weighting_with_exponent_zero_is_plain():
+    reference, decoded = pair()
+    for relative in (True, False):
+        plain = losses.waveform_error(reference, decoded, full(reference), relative=relative)
+        flat = losses.waveform_error(
+            reference, decoded, full(reference), relative=relative, weighting="band", band_exponent=0.0
+        )
+        np.testing.assert_allclose(flat, plain, rtol=1e-3)
+
+
+def test_band_weighting_charges_more_for_noise_where_speech_is_weak():
+    time = np.arange(6400) / 16000
+    low, high = (np.sin(2 * np.pi * f * time, dtype=np.float32)[None] for f in (300, 5000))
+    reference = low + 0.03 * high
+
+
+    @jax.jit
+    def error(noise, exponent):
+        decoded, lengths = reference + 0.01 * noise, jnp.array([6400])
+        return losses.waveform_error(reference, decoded, lengths, weighting="band", band_exponent=exponent)[0]
+
+    ratios = [error(high, exponent) / error(low, exponent) for exponent in (0.0, 0.25, 0.5)]
+    np.testing.assert_allclose(ratios[0], 1.0, rtol=1e-2)
+    np.testing.assert_allclose(ratios[2], ratios[1] ** 2, rtol=0.1)  # power to the -exponent
+    assert ratios[2] > 1 / 0.03  # the power ratio is 0.03^2, over a wider band
+
+
+def test_an_unknown_weighting_is_refused_by_name():
+    with pytest.raises(ValueError, match='"loud", expected one of plain, preemphasis, band'):
+        losses.waveform_error(*pair(), jnp.full(3, 1000), weighting="loud")
+
+
+def terms(relative=True):
+    """Every loss term as (reference, decoded, lengths) -> (B,)."""
+    by_name = {
+        name: lambda *x, name=name: losses.waveform_error(*x, relative=relative, weighting=name) for name in WEIGHTINGS
+    }
+    return by_name | {"spectral": lambda *x: losses.spectral_loss(*x, relative=relative)}
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral"])
+def test_a_padded_clip_has_the_loss_it_has_alone(name, relative):
+    measure = jax.jit(terms(relative)[name])
+    reference, decoded = pair(3, 1700)
+    lengths = np.array([1, 700, 1700])
+    mask = np.arange(1700) < lengths[:, None]
+    padded = measure(reference * mask, decoded * mask, lengths)
+    for clip, num_samples in enumerate(lengths[:2]):
+        alone = measure(reference[clip, None, :num_samples], decoded[clip, None, :num_samples], lengths[clip, None])
+        np.testing.assert_allclose(padded[clip], alone[0], rtol=1e-4)
+    forgetful = measure(reference * mask, decoded * mask, jnp.full(3, 1700))
+    assert not np.allclose(forgetful[:2], padded[:2], rtol=1e-3) or (relative and name != "spectral")
+
+
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral"])
+def test_relative_losses_do_not_depend_on_the_gain(name):
+    reference, decoded = pair()
+    relative, absolute = jax.jit(terms()[name]), jax.jit(terms(relative=False)[name])
+    lengths = full(reference)
+    loud = relative(reference, decoded, lengths)
+    np.testing.assert_allclose(relative(0.1 * reference, 0.1 * decoded, lengths), loud, rtol=1e-2)
+    assert not np.allclose(
+        absolute(0.01 * reference, 0.01 * decoded, lengths), absolute(reference, decoded, lengths), rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_spectral_loss_is_the_numpy_reference(relative):
+    reference, decoded = pair(1, 1000)
+    expected = []
+    for fft_length in (512, 1024, 2048):
+        x, y = (np.asarray(spectral.stft_magnitude(a, fft_length, fft_length // 4))[0] for a in (reference, decoded))
+        convergence = np.linalg.norm(y - x) / np.linalg.norm(x)
+        floor = 1e-3 * np.sqrt(np.mean(x**2)) if relative else 1e-5
+        expected.append(convergence + np.mean(np.abs(np.log(y + floor) - np.log(x + floor))))
+    actual = losses.spectral_loss(reference, decoded, jnp.array([1000]), relative=relative)
+    np.testing.assert_allclose(actual, [np.mean(expected)], rtol=1e-3)
+
+
+def test_spectral_loss_of_a_clip_with_itself_is_nothing():
+    reference, _ = pair()
+    np.testing.assert_allclose(losses.spectral_loss(reference, reference, full(reference)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(losses.spectral_loss(reference, -reference, full(reference)), 0.0, atol=1e-4)  # no phase
+
+
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral"])
+def test_gradients_are_finite_at_silence_and_for_empty_filler(name):
+    reference = np.stack([np.zeros(700), np.zeros(700), support.speech_like(1, 700)[0]]).astype(np.float32)
+    lengths = jnp.array([0, 700, 700])
+    measure = terms()[name]
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(measure(reference, x, lengths))))
+    assert np.all(np.isfinite(gradient(jnp.zeros((3, 700)))))
+    assert np.all(np.isfinite(gradient(jnp.asarray(reference))))
+    assert np.any(gradient(0.5 * reference)[2] != 0)
+
+
+@pytest.mark.parametrize("value", [0.5, 3.0, 4e5])
+def test_bounding_limits_the_value_and_keeps_the_gradients_direction(value):
+    x = jnp.array([0.6, 0.8]) * jnp.sqrt(value)
+    bounded, gradient = jax.value_and_grad(lambda x: losses.bounded(jnp.sum(x**2), 2.0))(x)
+    np.testing.assert_allclose(bounded, min(value, 2.0), rtol=1e-5)
+    expected = 2 * x if value < 2 else 2.0 * 2 * x / value  # that of bound * log(value)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    hard = jax.grad(lambda x: jnp.minimum(jnp.sum(x**2), 2.0))(x)
+    assert np.any(hard != 0) == (value < 2)  # what a clamp would do
+
+
+def test_shares_of_a_total_are_bounded_together():
+    shares, total = jnp.array([3.0, 5.0]), jnp.array(8.0)
+    bounded = losses.bounded(shares, 2.0, total)
+    np.testing.assert_allclose(jnp.sum(bounded), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(bounded[0] / bounded[1], 3 / 5, rtol=1e-6)
+    np.testing.assert_array_equal(losses.bounded(shares, jnp.inf, total), shares)

@@ -1,0 +1,141 @@
+"""The driver: train.py end to end on made speech, in process."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+import train as driver
+from jaxcodec import audio, checkpoint
+from configs import tiny
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A folder of short made recordings."""
+    folder, rng = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    time = np.arange(16000) / 16000
+    for index in range(6):
+        tone = 0.2 * np.sin(2 * np.pi * (150 + 60 * index) * time) * (0.5 + 0.5 * np.sin(6 * time))
+        audio.save(folder / f"{index}.wav", (tone + 0.01 * rng.standard_normal(16000)).astype(np.float32), 16000)
+    return folder
+
+
+@pytest.fixture
+def config(recordings, tmp_path):
+    config = tiny.get_config()
+    config.data.data_dir = str(recordings)
+    config.data.prepared_dir = str(recordings.parent / "prepared")
+    config.data.backend = "numpy"
+    config.checkpoint_dir = str(tmp_path)
+    config.batch_size, config.eval_batch_size = 8, 8
+    config.steps_per_epoch, config.num_epochs, config.num_examples = 2, 2, 1
+    return config
+
+
+def command(*arguments):
+    """Runs train.py's main as from the shell; returns its exit code or message."""
+    flags.FLAGS.unparse_flags()
+    try:
+        driver.main(driver.parse_flags(["train.py", *arguments]))
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_a_run_leaves_a_model_that_loads_with_its_output_scale_and_config(config):
+    summary = driver.train(config)
+    params, codebooks, saved = checkpoint.load_model(f"{config.checkpoint_dir}/{config.experiment_name}/checkpoints")
+    assert params["decoder"]["output_scale"].shape == ()
+    assert codebooks.centroids.shape == (config.model.num_codebooks, config.model.codebook_size, config.model.latent_dim)
+    assert json.loads(config.to_json_best_effort()) == json.loads(saved.to_json_best_effort())
+    assert np.isfinite(summary["snr"])
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(config, monkeypatch):
+    config.num_epochs, config.experiment_name = 2, "whole"
+    driver.train(config)
+
+    config.experiment_name = "halves"
+    train_epoch = driver.Run.train_epoch
+
+    def stop_in_second_epoch(self, state, batches, epoch, step):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return train_epoch(self, state, batches, epoch, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(driver.Run, "train_epoch", stop_in_second_epoch)
+        driver.train(config)
+    driver.train(config)
+
+    runs = [
+        checkpoint.load_model(f"{config.checkpoint_dir}/{name}/checkpoints", best=False)[:2] for name in ("whole", "halves")
+    ]
+    for whole, halves in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_array_equal(whole, halves)
+
+
+def test_the_best_and_the_latest_snapshot_are_kept(config, tmp_path):
+    values = iter([3.0, 5.0, 1.0])
+    model_config = config
+    model_config.num_epochs = 3
+    original = checkpoint.Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", lambda self, state, snr: original(self, state, next(values)))
+        driver.train(config)
+    kept = sorted(int(p.name) for p in (tmp_path / config.experiment_name / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [4, 6]
+
+
+def test_another_architecture_in_the_same_directory_is_refused_in_one_line(config):
+    config.num_epochs = 1
+    driver.train(config)
+    config.model.width += 16
+    with pytest.raises(ValueError, match=r"model.width = 32, this config says 48: give another --experiment_name"):
+        driver.train(config)
+
+
+def test_kmeans_starts_the_codebooks_on_the_data(config):
+    config.quantizer.init, config.num_epochs, config.steps_per_epoch = "kmeans", 1, 1
+    assert driver.train(config)["usage"].min() > 0.2
+
+
+def test_a_diverging_run_ends_naming_the_step(config):
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e30, 1e30
+    config.optimizer.warmup_steps, config.steps_per_epoch = 0, 6
+    with pytest.raises(ValueError, match=r"loss of step \d is not finite .*lower optimizer.learning_rate"):
+        driver.train(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.widht=3"], "width"),
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--batch_size=3"], "batch_size is 3, expected a multiple of the 8 devices"),
+        (["--data_dir=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--checkpoint_dir=/proc/nowhere"], "Cannot write checkpoints to /proc/nowhere"),
+        (["--config.model.architecture=lpc"], 'model.architecture is "lpc"'),
+        (["--config.optimizer.schedule=steps"], 'optimizer.schedule is "steps"'),
+        (["--config.quantizer.init=zeros", "--batch_size=8"], 'quantizer.init is "zeros"'),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_line(arguments, message, recordings, tmp_path):
+    start = ["--config=configs/tiny.py", f"--data_dir={recordings}", f"--checkpoint_dir={tmp_path}"]
+    code = command(*start, f"--config.data.prepared_dir={recordings.parent / 'prepared'}", *arguments)
+    assert message in str(code)
+    assert "\n" not in str(code).strip()
+
+
+def test_the_original_names_set_the_config(tmp_path):
+    flags.FLAGS.unparse_flags()
+    driver.parse_flags(
+        ["train.py", "--config=configs/tiny.py", "--learning_rate=0.5", "--num_epochs=7", "--batch_size=16"]
+        + ["--experiment_name=mine", f"--checkpoint_dir={tmp_path}", "--data_dir=speech"]
+    )
+    config = driver.resolve_config()
+    assert (config.optimizer.learning_rate, config.num_epochs, config.batch_size) == (0.5, 7, 16)
+    assert (config.experiment_name, config.checkpoint_dir, config.data.data_dir) == ("mine", str(tmp_path), "speech")
