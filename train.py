@@ -4,6 +4,8 @@ Flags, config, devices, the one pmap, the loop and the log. The mathematics is i
 """
 
 import functools
+import glob
+import importlib.util
 import logging as python_logging
 import os
 import sys
@@ -19,23 +21,21 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from jaxcodec import checkpoint, codec, data, quantize, summaries, training
+from jaxcodec import audio, checkpoint, codec, data, quantize, summaries, training
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/telugu.py", "The recipe, a file in configs/.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.")
 _MULTIHOST = flags.DEFINE_enum(
     "multihost", "auto", ["auto", "on", "off"], "Call jax.distributed.initialize; auto: on a pod or a cluster."
 )
 # The names of the original run, each the short form of a config value.
 _SHORTHANDS = {
-    "data_dir": (flags.DEFINE_string, "data.data_dir", "Folder of recordings or of prepared shards, local or gs://."),
-    "checkpoint_dir": (flags.DEFINE_string, "checkpoint_dir", "Where runs are kept, local or gs://."),
-    "experiment_name": (flags.DEFINE_string, "experiment_name", "The run's folder in checkpoint_dir."),
-    "batch_size": (flags.DEFINE_integer, "batch_size", "Clips a step over all devices."),
-    "num_epochs": (flags.DEFINE_integer, "num_epochs", "Epochs to train."),
-    "learning_rate": (flags.DEFINE_float, "optimizer.learning_rate", "Peak learning rate."),
+    "data.data_dir": flags.DEFINE_string("data_dir", None, "Recordings or prepared shards, local or gs://."),
+    "checkpoint_dir": flags.DEFINE_string("checkpoint_dir", None, "Where runs are kept, local or gs://."),
+    "experiment_name": flags.DEFINE_string("experiment_name", None, "The run's folder in checkpoint_dir."),
+    "batch_size": flags.DEFINE_integer("batch_size", None, "Clips a step over all devices."),
+    "num_epochs": flags.DEFINE_integer("num_epochs", None, "Epochs to train."),
+    "optimizer.learning_rate": flags.DEFINE_float("learning_rate", None, "Peak learning rate."),
 }
-for _name, (_define, _key, _help) in _SHORTHANDS.items():
-    _define(_name, None, f"{_help} Short for --config.{_key}.")
 
 AXIS = "devices"
 LOG_EVERY = 10  # steps between looks at the loss
@@ -70,16 +70,18 @@ def show_own_log():
     handler = logging.get_absl_handler()
     handler.setFormatter(python_logging.Formatter("%(message)s"))
     if logging.get_verbosity() < logging.DEBUG:
-        handler.addFilter(lambda record: record.levelno > python_logging.INFO or "jaxcodec" in record.pathname or record.pathname == __file__)
+        own = (__file__, os.path.dirname(codec.__file__))
+        handler.addFilter(lambda record: record.levelno > python_logging.INFO or record.pathname.startswith(own))
 
 
 def resolve_config():
     """The config file with every override applied, locked and checked."""
     config = _CONFIG.value
-    for name, (_, key, _) in _SHORTHANDS.items():
-        value = flags.FLAGS[name].value
-        if value is not None:
-            config.update_from_flattened_dict({key: value})
+    if config is None:
+        raise ValueError("No recipe given: --config configs/telugu.py.")
+    for key, flag in _SHORTHANDS.items():
+        if flag.value is not None:
+            config.update_from_flattened_dict({key: flag.value})
     devices = jax.device_count()
     if config.batch_size < 1 or config.batch_size % devices:
         raise ValueError(f"batch_size is {config.batch_size}, expected a multiple of the {devices} devices.")
@@ -89,17 +91,22 @@ def resolve_config():
 
 
 def start_distributed():
-    """Joins the other hosts of a TPU pod, or of a cluster described by JAX_COORDINATOR_ADDRESS or Slurm."""
-    env = os.environ
-    on_cluster = (
-        "JAX_COORDINATOR_ADDRESS" in env
-        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
-        or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    )
-    if _MULTIHOST.value == "off" or (_MULTIHOST.value == "auto" and not on_cluster):
+    """Joins the other hosts of a TPU slice, of a Slurm job, or of a cluster described by JAX_COORDINATOR_ADDRESS."""
+    if _MULTIHOST.value == "off" or (_MULTIHOST.value == "auto" and not _on_cluster(os.environ)):
         return
-    explicit = {"num_processes": env.get("JAX_NUM_PROCESSES"), "process_id": env.get("JAX_PROCESS_ID")}
-    jax.distributed.initialize(**{name: int(value) for name, value in explicit.items() if value is not None})
+    num_processes, process_id = (
+        int(os.environ[name]) if name in os.environ else None for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
+    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+
+
+def _on_cluster(env):
+    if "JAX_COORDINATOR_ADDRESS" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    has_tpu = importlib.util.find_spec("libtpu") is not None and (
+        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    )
+    return bool(has_tpu) and env.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
 
 def train(config) -> dict:
@@ -119,6 +126,11 @@ def replicate(state):
     """
     copy = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), jax.tree.map(np.asarray, state))
+
+
+def first_replica(tree):
+    """What the first local device holds, on the host."""
+    return jax.device_get(flax.jax_utils.unreplicate(tree))
 
 
 class Run:
@@ -146,7 +158,7 @@ class Run:
         state = checkpoints.restore(fresh) or self.init_codebooks(fresh)
         step = int(state.step)
         primary = jax.process_index() == 0
-        writer = summaries.SummaryWriter(log_dir, self.config, wandb_project=self.config.wandb_project) if primary else None
+        writer = summaries.SummaryWriter(log_dir, self.config) if primary else None
         state = replicate(state)
         logging.info(
             "%s parameters, %d steps an epoch, %g bit/s, %d x %s.",
@@ -168,10 +180,10 @@ class Run:
                 if primary:
                     args = (epoch, self.config.num_epochs, step, seconds, summary, train_means, shares)
                     tqdm.write(summaries.format_report(*args), file=sys.stdout)
-                    self.write(writer, step, summary, train_means, shares)
+                    writer.epoch(step, summary, train_means, shares)
                     if epoch % self.config.examples_every_epochs == 0:
                         self.write_examples(writer, step, state)
-                checkpoints.save(flax.jax_utils.unreplicate(state), summary["snr"])
+                checkpoints.save(first_replica(state), summary["snr"])
         finally:
             batches.close()
             if writer is not None:
@@ -192,10 +204,11 @@ class Run:
         if config.quantizer.init != "kmeans":
             raise ValueError(f'quantizer.init is "{config.quantizer.init}", expected "normal" or "kmeans".')
         encode = jax.jit(functools.partial(self.model.apply, method=codec.Codec.encode))
-        variables, vectors = training.variables(state.params, state.codebooks), []
+        variables = training.variables(state.params, state.codebooks)
+        vectors: list[np.ndarray] = []
         # Every host sees the same global batches here, so all start from the same codebooks.
         batches = self.train_batches(0, num_devices=1, process_index=0, process_count=1)
-        while sum(map(len, vectors)) < 8 * config.model.codebook_size:
+        while sum(len(frames) for frames in vectors) < 8 * config.model.codebook_size:
             batch = {name: value[0] for name, value in next(batches).items()}
             latents = np.asarray(encode(variables, batch["audio"], batch["length"]))
             vectors.append(latents[np.asarray(self.model.frame_mask(batch["length"], latents.shape[1]))])
@@ -240,7 +253,7 @@ class Run:
 
     def fetch(self, pending, first_step):
         """Logs of consecutive steps from the first device, as floats; a non-finite loss ends the run by name."""
-        fetched = [{name: float(value.addressable_data(0).reshape(())) for name, value in logs.items()} for logs in pending]
+        fetched = [jax.tree.map(float, first_replica(logs)) for logs in pending]
         for offset, logs in enumerate(fetched):
             if not np.isfinite(logs["loss"]):
                 terms = ", ".join(f"{name} {logs[name]:.3g}" for name in training.TERMS)
@@ -253,17 +266,14 @@ class Run:
     def evaluate(self, state):
         """The validation summary, and each loss term's share of the gradient at the latents."""
         params = state.params if state.average is None else state.average
-        total, shares = None, None
+        total, norms = {}, {}
         for batch in self.validation_batches():
-            inputs = {"audio": batch["audio"], "length": batch["length"]}
-            sums = jax.tree.map(lambda v: np.asarray(v.addressable_data(0))[0], self.eval_step(params, state.codebooks, inputs))
-            total = sums if total is None else jax.tree.map(np.add, total, sums)
-            if shares is None:
-                norms = self.gradient_norms(params, state.codebooks, inputs)
-                shares = {name: float(v.addressable_data(0).reshape(())) for name, v in norms.items()}
-        norm = max(sum(shares.values()), 1e-30)
-        summary = summaries.summarize(total, self.config.model.num_codebooks)
-        return summary, {name: value / norm for name, value in shares.items()}
+            inputs = {name: batch[name] for name in ("audio", "length")}
+            sums = first_replica(self.eval_step(params, state.codebooks, inputs))
+            total = jax.tree.map(np.add, total, sums) if total else sums
+            norms = norms or first_replica(self.gradient_norms(params, state.codebooks, inputs))
+        shares = {name: float(norm / max(sum(norms.values()), 1e-30)) for name, norm in norms.items()}
+        return summaries.summarize(total, self.config.model.num_codebooks), shares
 
     def validation_batches(self):
         """Whole validation clips, each once."""
@@ -276,26 +286,16 @@ class Run:
             process_count=jax.process_count(),
         )
 
-    def write(self, writer, step, summary, means, shares):
-        """Scalars and the usage heat map of one epoch."""
-        scalars = {f"validation/{name}": value for name, value in summary.items() if np.ndim(value) == 0}
-        scalars |= {f"train/{name}": value for name, value in means.items() if value is not None}
-        scalars |= {f"gradient_share/{name}": value for name, value in shares.items()}
-        for measure in ("usage", "perplexity"):
-            scalars |= {f"codebooks/{measure}_{i + 1}": value for i, value in enumerate(summary[measure])}
-        writer.scalars(step, scalars)
-
     def write_examples(self, writer, step, state):
         """Sound and spectrograms of the first validation clips beside what they decode to."""
-        local = jax.tree.map(lambda v: v.addressable_data(0)[0], state)
+        local, rate = first_replica(state), self.model.sample_rate
         params = local.params if local.average is None else local.average
-        collections = training.variables(params, local.codebooks)
-        apply = jax.jit(self.model.apply)
+        decode, longest = jax.jit(self.model.apply), 10 * rate
         for index in range(min(self.config.num_examples, len(self.validation_split))):
-            clip = self.validation_split[index]["audio"][: 10 * self.config.model.sample_rate].astype(np.float32) / 32768
-            padded = np.pad(clip, (0, 10 * self.config.model.sample_rate - len(clip)))[None]
-            decoded = np.asarray(apply(collections, padded, np.array([len(clip)], np.int32)).audio)[0, : len(clip)]
-            writer.pair(step, f"example_{index}", clip, decoded, self.config.model.sample_rate)
+            clip = audio.to_float(self.validation_split[index]["audio"][:longest])
+            padded, lengths = np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
+            decoded = decode(training.variables(params, local.codebooks), padded, lengths).audio
+            writer.pair(step, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@
         seanet-160:model.architecture=seanet,model.strides=(2,4,4,5),model.num_codebooks=8,model.width=32 \
         seed@configs/seed.py:
 
-A variant is NAME[@CONFIG]:KEY=VALUE,KEY=VALUE. Each gets as many steps as its measured speed allows in the time, with the
-learning rate schedule ending there. One after the other, so leave the machine alone meanwhile.
+A variant is NAME[@CONFIG]:KEY=VALUE,KEY=VALUE. Each gets as many steps as its measured speed allows in the time, with
+the learning rate schedule ending there. One after the other, so leave the machine alone meanwhile.
 """
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import os
@@ -33,6 +34,7 @@ WARMUP_STEPS, TIMED_STEPS = 3, 10
 
 
 def main():
+    """Measures every variant and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--variants", nargs="+", required=True)
@@ -41,7 +43,8 @@ def main():
     parser.add_argument("--reports", type=int, default=1, help="Validation reports, evenly spaced over the time.")
     parser.add_argument("--output", type=Path, help="Where to write the rows as JSON.")
     args = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.device_count()} x {jax.devices()[0].device_kind}")
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {device}")
     rows = []
     for variant in args.variants:
         for seed in range(args.seeds):
@@ -89,15 +92,14 @@ def parse_variant(text):
     config = recipe.get_config()
     for override in filter(None, re.split(r",(?=[a-z_.]+=)", overrides)):
         key, _, value = override.partition("=")
-        try:
+        with contextlib.suppress(SyntaxError, ValueError):  # otherwise a plain word
             value = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            pass  # a plain word
         config.update_from_flattened_dict({key: value})
     return name, config
 
 
 def make_run(config, splits):
+    """The driver's run, without snapshots and logs."""
     return driver.Run(config, codec.from_config(config.model, config.fixes), *splits)
 
 
@@ -137,8 +139,10 @@ def perceptual_scores(run, state):
 
 def print_table(rows):
     """Markdown rows: SNR by number of codebooks, then everything else that decides."""
-    print("| variant | seed | min | steps | ms/step | params | SNR dB by codebooks | unquantized | segSNR | PESQ | ESTOI | range | usage | dim |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ("variant", "seed", "min", "steps", "ms/step", "params", "SNR dB by codebooks", "unquantized")
+    columns += ("segSNR", "PESQ", "ESTOI", "range", "usage", "dim")
+    print("|", " | ".join(columns), "|")
+    print("|", "---|" * len(columns), sep="")
     for row in rows:
         counts = sorted(int(key[4:]) for key in row if key.startswith("snr_") and key[4:].isdigit())
         snr = " / ".join(f"{row[f'snr_{n}']:.2f}" for n in counts)

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.strides = (2, 4, 5, 8)
     model.num_codebooks = 16
     model.codebook_size = 1024
-    model.latent_dim = 64
+    model.latent_dim = 128
     model.latent_gain = 1.0  # latents per unit of MDCT coefficient on the identity path
     model.width = 256
     model.encoder_depth = 4
@@ -56,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     loss.band_exponent = 0.5
     loss.mse_weight = 1.0
     loss.perceptual_weight = 0.01
-    loss.commitment_weight = 0.01
+    loss.commitment_weight = 1.0
     loss.mse_bound = 10.0
     loss.perceptual_bound = 10.0
     loss.commitment_bound = 10.0

@@ -105,9 +105,7 @@ def save(path: epath.PathLike, audio: np.ndarray, sample_rate: int = 16000) -> N
     container = {".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
     subtype = {".opus": "OPUS", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}.get(path.suffix.lower(), "PCM_16")
     if path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(
-            f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {EXTENSIONS}"
-        )
+        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {EXTENSIONS}")
     buffer = io.BytesIO()
     samples = audio if subtype != "PCM_16" else to_int16(audio)
     try:

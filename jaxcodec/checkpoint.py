@@ -40,7 +40,9 @@ class Checkpoints:
             probe.unlink()
         except OSError as error:
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"Cannot write checkpoints to {directory}: {reason}. Give another --checkpoint_dir.") from error
+            raise ValueError(
+                f"Cannot write checkpoints to {directory}: {reason}. Give another --checkpoint_dir."
+            ) from error
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics["snr"],

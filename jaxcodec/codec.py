@@ -150,6 +150,8 @@ def from_config(model, fixes) -> Codec:
     _check(model)
     dtype = jnp.dtype(model.dtype)
     gain = model.latent_gain
+    analysis: nn.Module
+    synthesis: nn.Module
     if model.architecture == "mdct":
         shared = dict(
             hop_length=model.hop_length,
@@ -176,9 +178,7 @@ def from_config(model, fixes) -> Codec:
         quantizer=ResidualVectorQuantizer(
             model.num_codebooks, model.codebook_size, model.latent_dim, 0.01 if fixes.small_vq_init else 1.0
         ),
-        decoder=ScaledDecoder(
-            synthesis, model.output_scale if fixes.learnable_scale else None, tanh=not fixes.no_tanh
-        ),
+        decoder=ScaledDecoder(synthesis, model.output_scale if fixes.learnable_scale else None, tanh=not fixes.no_tanh),
         sample_rate=model.sample_rate,
         hop_length=hop_length,
     )

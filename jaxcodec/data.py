@@ -51,9 +51,9 @@ def prepare(data_config: Any):
     import tensorflow_datasets as tfds
 
     folder = str(data_config.data_dir)
-    if folder and (epath.Path(folder) / "dataset_info.json").exists():
-        return tfds.builder_from_directory(_local_copy(epath.Path(folder), data_config.prepared_dir))
     try:
+        if folder and (epath.Path(folder) / "dataset_info.json").exists():
+            return tfds.builder_from_directory(_local_copy(epath.Path(folder), data_config.prepared_dir))
         builder = _make_builder(data_config)
         # tfds prints sizes that it does not know; what happened is in the log.
         with _one_at_a_time(epath.Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
@@ -74,9 +74,7 @@ def open_split(data_config: Any, split: str) -> "PreparedSpeech":
     if split not in builder.info.splits:
         found = ", ".join(builder.info.splits) or "none"
         raise ValueError(f"there is no {split} split in {builder.data_dir}, it has: {found}")
-    source = PreparedSpeech(
-        builder.as_data_source(split), epath.Path(builder.data_dir) / f"lengths-{split}.npy"
-    )
+    source = PreparedSpeech(builder.as_data_source(split), epath.Path(builder.data_dir) / f"lengths-{split}.npy")
     minutes = source.lengths.sum() / SAMPLE_RATE / 60
     logging.info("%s: %d clips, %.1f minutes, from %s", split, len(source), minutes, builder.data_dir)
     return source
@@ -303,9 +301,7 @@ def _tensorflow_batches(
 
     def batch(step):
         samples, lengths, gain = tf.numpy_function(read, [step], (tf.int16, tf.int32, tf.float32))
-        rows = (
-            tf.cast(tf.reshape(samples, (num_devices, -1, plan.crop_samples)), tf.float32) / audio.INT16_SCALE
-        )
+        rows = tf.cast(tf.reshape(samples, (num_devices, -1, plan.crop_samples)), tf.float32) / audio.INT16_SCALE
         peak = tf.maximum(tf.reduce_max(tf.abs(rows), axis=2, keepdims=True), _SMALLEST_SAMPLE)
         gain = tf.minimum(tf.reshape(gain, (num_devices, -1, 1)), _FULL_SCALE / peak)
         rows = tf.clip_by_value(rows * gain, -_FULL_SCALE, _FULL_SCALE)
@@ -319,9 +315,7 @@ def _tensorflow_batches(
         raise failures[0] if failures else error from None
 
 
-def _eval_batch(
-    source: Source, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int
-) -> Batch:
+def _eval_batch(source: Source, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int) -> Batch:
     """The clips `index` (B_process,) padded to `padded_samples`; -1 is a row of zeros."""
     rows = np.zeros((len(index), padded_samples), np.float32)
     row_lengths = np.where(index >= 0, lengths[index], 0).astype(np.int32)
@@ -329,8 +323,7 @@ def _eval_batch(
         if clip >= 0:
             row[:length] = audio.to_float(source[clip]["audio"][:length])
     return {
-        name: _by_device(a, num_devices)
-        for name, a in (("audio", rows), ("length", row_lengths), ("index", index))
+        name: _by_device(a, num_devices) for name, a in (("audio", rows), ("length", row_lengths), ("index", index))
     }
 
 

@@ -51,9 +51,7 @@ def waveform_error(
     samples = jnp.maximum(lengths, 1)
     if weighting == "preemphasis":
         mask = layers.length_mask(lengths, error.shape[1])  # the filter rings one sample beyond the clip
-        error, reference = (
-            mask * (x - preemphasis * jnp.pad(x[:, :-1], ((0, 0), (1, 0)))) for x in (error, reference)
-        )
+        error, reference = (mask * (x - preemphasis * jnp.pad(x[:, :-1], ((0, 0), (1, 0)))) for x in (error, reference))
     if weighting == "band":
         error, reference = spectral.mdct(error, 320), spectral.mdct(reference, 320)
         num_frames = spectral.num_mdct_frames(lengths, 320)

@@ -1,7 +1,7 @@
 """Measures of decoded speech, one value a clip: higher is better, padding does not exist.
 
-All take reference and decoded audio (B, S) and lengths (B,) in samples, both signals zero beyond the lengths, and return (B,)
-float32. A clip of length 0 gives a finite value that means nothing: callers leave such filler out.
+All take reference and decoded audio (B, S) and lengths (B,) in samples, both signals zero beyond the lengths, and return
+(B,) float32. A clip of length 0 gives a finite value that means nothing: callers leave such filler out.
 """
 
 import jax.numpy as jnp

@@ -170,7 +170,9 @@ def update_codebooks(
     return Codebooks(centroids, counts, sums)
 
 
-def kmeans_codebooks(rng, vectors: jax.Array, num_codebooks: int, codebook_size: int, iterations: int = 10) -> Codebooks:
+def kmeans_codebooks(
+    rng, vectors: jax.Array, num_codebooks: int, codebook_size: int, iterations: int = 10
+) -> Codebooks:
     """Codebooks by k-means on the latents `vectors` (N, D), one after the other on the residual; N >= codebook_size."""
     if vectors.shape[0] < codebook_size:
         raise ValueError(

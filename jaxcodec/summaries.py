@@ -23,6 +23,7 @@ def summarize(sums: dict, num_codebooks: int) -> dict:
         "snr": summary[f"snr_{num_codebooks}"],
         "clips": int(clips),
         "effective_dimension": float(metrics.effective_dimension(covariance)),
+        "code_counts": usage,
         "usage": np.mean(usage > 0, axis=-1),
         "perplexity": np.asarray(metrics.perplexity(usage)),
     }
@@ -45,7 +46,7 @@ def diagnose(summary: dict, output_scale: float | None) -> list[str]:
     elif ratio > 2:
         findings.append(f"the output is too loud, {ratio:.2f} times the input's range: early in training, or diverging")
     if summary["mse"] > 1:
-        findings.append(f"the squared error is {summary['mse']:.2f} times its unit, worse than silence: more steps or warm-up")
+        findings.append(f"the MSE is {summary['mse']:.2f}, above 1: worse than silence; more steps or a longer warm-up")
     collapsed = np.flatnonzero(summary["usage"] < 0.05)
     if collapsed.size:
         names = ", ".join(str(i + 1) for i in collapsed)
@@ -55,7 +56,9 @@ def diagnose(summary: dict, output_scale: float | None) -> list[str]:
     return findings or ["no known cause: look at the spectrogram pairs in TensorBoard"]
 
 
-def format_report(epoch: int, num_epochs: int, step: int, seconds: float, summary: dict, train: dict, shares: dict) -> str:
+def format_report(
+    epoch: int, num_epochs: int, step: int, seconds: float, summary: dict, train: dict, shares: dict
+) -> str:
     """The epoch report as a table a person reads at a glance.
 
     Args:
@@ -89,7 +92,8 @@ def format_report(epoch: int, num_epochs: int, step: int, seconds: float, summar
     ]
     usage, perplexity = summary["usage"], summary["perplexity"]
     lines = [
-        f"epoch {epoch} of {num_epochs}   step {step}   {_clock(seconds)} of training   {summary['clips']} validation clips",
+        f"epoch {epoch} of {num_epochs}   step {step}   {_clock(seconds)} of training   "
+        f"{summary['clips']} validation clips",
         *_table(rows),
         f"  segmental SNR {summary['segmental_snr']:.2f} dB   SI-SDR {summary['si_sdr']:.2f} dB",
         *_table(level_rows),
@@ -106,10 +110,12 @@ def format_report(epoch: int, num_epochs: int, step: int, seconds: float, summar
 def _table(rows):
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     widths[0] = 14
-    return [
-        "  " + row[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+
+    def line(row):
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join(["", row[0].ljust(widths[0]), *cells])
+
+    return [line(row) for row in rows]
 
 
 def _clock(seconds):
@@ -119,27 +125,29 @@ def _clock(seconds):
 class SummaryWriter:
     """Scalars, spectrogram pairs and audio pairs as TensorBoard events (no TensorFlow), and to W&B when asked for."""
 
-    def __init__(self, directory: str, config: ml_collections.ConfigDict, *, wandb_project: str = ""):
-        """Raises ValueError when Weights & Biases is asked for and not installed."""
+    def __init__(self, directory: str, config: ml_collections.ConfigDict):
+        """Raises ValueError when the config names a Weights & Biases project and wandb is not installed."""
         from tensorboardX import SummaryWriter as EventWriter
 
-        self._wandb = _start_wandb(wandb_project, config) if wandb_project else None
+        self._wandb = _start_wandb(config) if config.wandb_project else None
         self._events = EventWriter(directory, flush_secs=30)
         self._events.add_text("config", f"```\n{config}\n```")
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes named scalars, e.g. "validation/snr"."""
-        values = {name: float(value) for name, value in values.items()}
+    def epoch(self, step: int, summary: dict, train: dict, shares: dict) -> None:
+        """Writes what `format_report` shows as scalars, and the codebooks' usage as a heat map."""
+        values = {f"validation/{name}": value for name, value in summary.items() if np.ndim(value) == 0}
+        values |= {f"train/{name}": value for name, value in train.items() if value is not None}
+        values |= {f"gradient_share/{name}": value for name, value in shares.items()}
+        for measure in ("usage", "perplexity"):
+            values |= {f"codebooks/{measure}_{i + 1}": value for i, value in enumerate(summary[measure])}
+        self._scalars(step, {name: float(value) for name, value in values.items()})
+        self._events.add_image("codebooks/code_counts", _heat_map(summary["code_counts"]), step)
+
+    def _scalars(self, step, values):
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
-
-    def usage(self, step: int, counts: np.ndarray) -> None:
-        """Writes how often each code was used, counts (Q, K), as a heat map: rows are codebooks, codes sorted by use."""
-        ordered = -np.sort(-np.asarray(counts, np.float64), axis=-1)
-        scaled = np.log1p(ordered) / max(np.log1p(ordered.max()), 1e-9)
-        self._events.add_image("codebooks/usage", _grey(np.repeat(scaled, 8, axis=0)), step)
 
     def pair(self, step: int, name: str, reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> None:
         """Writes a reference and what it decoded to, audio (S,), as sound and as one picture of two spectrograms."""
@@ -147,7 +155,8 @@ class SummaryWriter:
             for role, audio in (("reference", reference), ("decoded", decoded)):
                 sound = np.clip(audio, -1, 1)[:, None]  # (S, 1)
                 self._events.add_audio(f"{name}/{role}", sound, step, sample_rate=sample_rate)
-        image = np.concatenate([_spectrogram(reference), np.ones((4, _spectrogram(decoded).shape[1])), _spectrogram(decoded)])
+        upper, lower = _spectrogram(reference), _spectrogram(decoded)
+        image = np.concatenate([upper, np.ones((4, upper.shape[1])), lower])
         self._events.add_image(f"{name}/spectrograms", _grey(image), step)
 
     def close(self) -> None:
@@ -157,12 +166,18 @@ class SummaryWriter:
             self._wandb.finish()
 
 
-def _start_wandb(project, config):
+def _start_wandb(config):
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError("config.wandb_project is set but wandb is not installed: pip install wandb, or leave it empty.")
+        raise ValueError("wandb_project is set but wandb is not installed: pip install wandb, or leave it empty.")
     import wandb
 
-    return wandb.init(project=project, name=config.experiment_name, config=config.to_dict())
+    return wandb.init(project=config.wandb_project, name=config.experiment_name, config=config.to_dict())
+
+
+def _heat_map(counts):
+    """How often each code was used, (Q, K), to (3, 8 Q, K) uint8: a band a codebook, its codes sorted by use."""
+    ordered = np.log1p(-np.sort(-counts, axis=-1))
+    return _grey(np.repeat(ordered / max(ordered.max(), 1e-9), 8, axis=0))
 
 
 def _spectrogram(audio, fft_length=512, hop_length=128):

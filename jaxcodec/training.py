@@ -43,7 +43,9 @@ def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
             final,
         )
     elif optimizer.schedule == "constant":
-        schedule = optax.linear_schedule(0.0 if warmup_steps else optimizer.learning_rate, optimizer.learning_rate, warmup_steps)
+        schedule = optax.linear_schedule(
+            0.0 if warmup_steps else optimizer.learning_rate, optimizer.learning_rate, warmup_steps
+        )
     else:
         raise ValueError(f'optimizer.schedule is "{optimizer.schedule}", expected "cosine" or "constant".')
     decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
@@ -106,7 +108,8 @@ def total_loss(output, lengths, config, axis_name=None):
     """This replica's share of mse + perceptual + commitment, each weighted, and the global terms for the log."""
     shares = loss_terms(output, lengths, config, axis_name)
     totals = {name: _sum(lax.stop_gradient(share), axis_name) for name, share in shares.items()}
-    weighted, logs = 0.0, dict(totals, loss=0.0)
+    weighted = jnp.zeros(())
+    logs = dict(totals, loss=jnp.zeros(()))
     for name, share in shares.items():
         bound = config.loss[f"{name}_bound"] if config.fixes.loss_clamping else jnp.inf
         weight = loss_weight(config, name)

@@ -88,11 +88,12 @@ def make_batch(lengths=(256, 200, 131, 256, 1, 0, 90, 16), num_samples=256, seed
 
 
 def settle_codebooks(state, frames=64.0, seed=1):
-    """The state with codebooks in mid-training: noise of the latents' size, uneven counts, some entries nearly dead."""
+    """The state with codebooks in mid-training: noise of the latents' size, uneven counts, every fifth entry dead."""
     rng = np.random.default_rng(seed)
     books = state.codebooks
     centroids = 0.1 * rng.standard_normal(books.centroids.shape) * 0.7 ** np.arange(len(books.counts))[:, None, None]
-    counts = frames / books.counts.shape[1] * rng.uniform(0.0, 2.0, books.counts.shape)
+    counts = frames / books.counts.shape[1] * rng.uniform(0.5, 2.0, books.counts.shape)
+    counts[:, ::5] = 1e-3
     sums = centroids * counts[..., None]
     arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, sums)]
     return state.replace(codebooks=type(books)(*arrays))

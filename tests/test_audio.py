@@ -10,9 +10,9 @@ from jaxcodec import audio
 
 
 def sine(seconds=0.5, sample_rate=16000, level=0.3, frequency=440.0):
-    return (
-        level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)
-    ).astype(np.float32)
+    return (level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(
+        np.float32
+    )
 
 
 @pytest.fixture

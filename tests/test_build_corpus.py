@@ -39,6 +39,7 @@ def package(tmp_path):
         ("festvox-ru", "wav/ru_0007.wav"),
         ("festvox-ru", "wav/ru_0617.wav"),
         ("klettres-data", "usr/share/klettres/ml/alpha/a.ogg"),
+        ("tuxpaint-stamps-default", "stamps/animals/cat_desc_ml.ogg"),
         ("festvox-te-nsk", "wav/anything.wav"),
         ("festvox-hi-nsk", "wav/anything.wav"),
         ("festvox-mr-nsk", "wav/anything.wav"),

@@ -211,9 +211,7 @@ def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
         def __iter__(self):
             return (self[index] for index in range(len(self)))
 
-    records = Records(
-        {"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in Clips([3, 5]).clips
-    )
+    records = Records({"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in Clips([3, 5]).clips)
     file = data.epath.Path(tmp_path / "lengths-train.npy")
     for _ in range(2):
         assert data.PreparedSpeech(records, file).lengths.tolist() == [3, 5]
@@ -231,9 +229,7 @@ def test_a_small_split_is_read_once_and_a_large_one_every_time(tmp_path, memory_
 
     Record.count = 0
     record = Record(audio=np.arange(4, dtype=np.int16), length=4, id=b"x", speaker=b"y")
-    source = data.PreparedSpeech(
-        [record], data.epath.Path(tmp_path / "lengths.npy"), memory_bytes=memory_bytes
-    )
+    source = data.PreparedSpeech([record], data.epath.Path(tmp_path / "lengths.npy"), memory_bytes=memory_bytes)
     assert [source[0]["speaker"] for _ in range(3)] == ["y"] * 3
     assert Record.count == reads
 

@@ -89,9 +89,7 @@ def test_a_folder_with_bad_files_prepares_and_names_each_problem_once(config, ba
         clips = {name: samples for split in open_all(config).values() for name, samples in split.items()}
     for name in ("truncated.wav", "zero.wav", "text.wav", "nan.wav"):
         assert sum(name in record.getMessage() for record in caplog.records) == 1
-    assert (
-        caplog.text.count("4 of 9 files skipped: 1 not audio, 1 not finite, 1 truncated, 1 zero bytes") == 1
-    )
+    assert caplog.text.count("4 of 9 files skipped: 1 not audio, 1 not finite, 1 truncated, 1 zero bytes") == 1
     assert not any(good in caplog.text for good in ("good", "stereo", "long", "short.wav"))
     assert len(clips["short.wav"]) == 800 and len(clips["stereo.wav"]) == 16000
     pieces = [clips[f"long.wav#{k}"] for k in range(30)]
@@ -160,9 +158,7 @@ def test_silent_and_too_short_files_are_counted_by_reason(tmp_path):
 def test_staged_clips_read_back_what_was_decoded(tmp_path):
     write_clips(tmp_path, ["a.wav", "b.wav"])
     staging = recordings.Staging(str(tmp_path))
-    clips, _ = recordings.stage(
-        recordings.find_recordings(tmp_path), PrepareOptions(max_clip_seconds=0.04), staging
-    )
+    clips, _ = recordings.stage(recordings.find_recordings(tmp_path), PrepareOptions(max_clip_seconds=0.04), staging)
     assert [(clip.id, clip.length) for clip in clips[:3]] == [
         ("a.wav#0", 534),
         ("a.wav#1", 533),
@@ -187,8 +183,7 @@ def test_speakers_are_first_level_folders_only_where_every_file_has_one(tmp_path
     write_clips(tmp_path / "flat", ["anna/1.wav", "2.wav"])
     write_clips(tmp_path / "one", ["wavs/1.wav", "wavs/2.wav"])
     speakers = {
-        name: [r.speaker for r in recordings.find_recordings(tmp_path / name)]
-        for name in ("named", "flat", "one")
+        name: [r.speaker for r in recordings.find_recordings(tmp_path / name)] for name in ("named", "flat", "one")
     }
     assert speakers == {"named": ["anna", "anna", "bela"], "flat": ["", ""], "one": ["", ""]}
 
@@ -367,9 +362,7 @@ def test_the_sample_corpus_is_what_its_index_says():
 def test_the_sample_corpus_opens_in_its_two_splits(config):
     train, validation = data.open_split(config, "train"), data.open_split(config, "validation")
     assert len(train) > 100 and 12 <= len(validation) <= 20
-    assert not {clip["id"].split("/")[-1] for clip in train} & {
-        clip["id"].split("/")[-1] for clip in validation
-    }
+    assert not {clip["id"].split("/")[-1] for clip in train} & {clip["id"].split("/")[-1] for clip in validation}
     assert {clip["speaker"] for clip in validation} == {"festvox-ru", "piper-joe", "espeak-te-f5"}
     peaks = [np.abs(audio.to_float(clip["audio"])).max() for clip in train]
     assert min(peaks) > 0.1 and max(peaks) < 0.95
@@ -386,9 +379,7 @@ def openslr_server(tmp_path, monkeypatch):
             for speaker in range(6):
                 for number in range(2):
                     name = f"{prefix}_{speaker:05d}_{speaker * 10 + number:011d}"
-                    write(
-                        tmp_path / "clip.wav", noise(0.1, 1000 * len(lines) + (prefix == "tem"), 48000), 48000
-                    )
+                    write(tmp_path / "clip.wav", noise(0.1, 1000 * len(lines) + (prefix == "tem"), 48000), 48000)
                     archive.write(tmp_path / "clip.wav", f"{name}.wav")
                     lines.append(f"{name}\t{'అందరికీ నమస్కారం.' if number else f'వాక్యం {prefix} {speaker}'}")
         (served / f"line_index_{gender}.tsv").write_text("\n".join(lines), encoding="utf-8")
@@ -397,9 +388,7 @@ def openslr_server(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=served)
-    ) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(openslr66, "URL", f"http://127.0.0.1:{server.server_port}")
         yield
@@ -457,9 +446,7 @@ def test_recordings_and_prepared_shards_are_read_from_a_bucket(config, bucket):
     shutil.rmtree(bucket / "speech")
     there = open_all(config)
     assert str(data.prepare(config).data_path).startswith(config.prepared_dir)
-    assert {split: set(clips) for split, clips in here.items()} == {
-        split: set(c) for split, c in there.items()
-    }
+    assert {split: set(clips) for split, clips in here.items()} == {split: set(c) for split, c in there.items()}
     config.data_dir = "gs://bucket/gone"
     with pytest.raises(ValueError, match=r"'gs://bucket/gone' is not a directory"):
         data.prepare(config)
@@ -472,8 +459,6 @@ def test_two_processes_preparing_the_same_folder_agree(config, tmp_path):
     code += f"print(len(data.open_split(ConfigDict({config.to_dict()!r}), 'train')))"
     with contextlib.ExitStack() as stack:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        started = [
-            stack.enter_context(subprocess.Popen([sys.executable, "-c", code], **options)) for _ in range(2)
-        ]
+        started = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code], **options)) for _ in range(2)]
         printed = [process.communicate()[0].splitlines()[-1] for process in started]
     assert printed[0] == printed[1] == str(len(data.open_split(config, "train")))

@@ -61,7 +61,6 @@ def test_band_weighting_charges_more_for_noise_where_speech_is_weak():
     low, high = (np.sin(2 * np.pi * f * time, dtype=np.float32)[None] for f in (300, 5000))
     reference = low + 0.03 * high
 
-
     @jax.jit
     def error(noise, exponent):
         decoded, lengths = reference + 0.01 * noise, jnp.array([6400])

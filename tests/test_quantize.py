@@ -42,9 +42,7 @@ def batch_statistics(latents, centroids, mask=None, *, num_candidates=6, seed=0)
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def statistics(quantized, mask, priorities, codebook_size, num_candidates):
-    return quantize.statistics(
-        quantized, mask, priorities, codebook_size=codebook_size, num_candidates=num_candidates
-    )
+    return quantize.statistics(quantized, mask, priorities, codebook_size=codebook_size, num_candidates=num_candidates)
 
 
 def numpy_quantize(latents, centroids):
@@ -153,7 +151,9 @@ def test_candidates_are_the_residuals_of_the_frames_with_the_highest_priorities(
 @pytest.mark.parametrize("num_shards", [2, 5])
 def test_merged_statistics_do_not_depend_on_the_sharding(num_shards, centroids):
     latents, priorities = normal(10, T, D), np.random.default_rng(3).uniform(size=(10, T)).astype(np.float32)
-    mask = np.arange(T) < np.random.default_rng(4).integers(0, 4, (10, 1))  # some shards have fewer frames than candidates
+    mask = np.arange(T) < np.random.default_rng(4).integers(
+        0, 4, (10, 1)
+    )  # some shards have fewer frames than candidates
 
     def local(latents, mask, priorities, axis_name):
         quantized = quantize.quantize(latents, centroids)

@@ -41,6 +41,7 @@ HELD_OUT_PACKAGES = (
 )
 HELD_OUT_FILES = {
     "klettres-data": re.compile(r"/ml/"),
+    "tuxpaint-stamps-default": re.compile(r"_desc_ml\."),  # perhaps the same people as KLettres' Malayalam
     "festvox-ru": re.compile(r"ru_\d*7\.wav$"),
 }
 
@@ -147,9 +148,7 @@ def build_full(out: pathlib.Path, work: pathlib.Path, synthetic_hours: float) ->
     """festvox-ru, every package of `PACKAGES`, and as many hours of synthetic Telugu as asked for."""
     remove_splits(out)
     recorded = (package_clips(package, work) for package in PACKAGES)
-    clips = itertools.chain(
-        festvox_ru_clips(work, trimmed=False), *recorded, synthetic_clips(synthetic_hours)
-    )
+    clips = itertools.chain(festvox_ru_clips(work, trimmed=False), *recorded, synthetic_clips(synthetic_hours))
     rows, heard = [], set()
     for clip in clips:
         digest = hashlib.sha256(clip.samples.tobytes()).digest()
@@ -286,9 +285,7 @@ def made_sentences(sections: dict[str, list[str]]) -> Iterator[str]:
     rng, said = np.random.default_rng(0), set()
     while True:
         template = sections["templates"][rng.integers(len(sections["templates"]))]
-        text = template.format(
-            **{name: choices[rng.integers(len(choices))] for name, choices in slots.items()}
-        )
+        text = template.format(**{name: choices[rng.integers(len(choices))] for name, choices in slots.items()})
         if text not in said:
             yield text
         said.add(text)
@@ -372,9 +369,7 @@ def write_clip(clip: Clip, out: pathlib.Path, effort: str) -> tuple[Row, int]:
     write_flac(clip.samples, path, effort)
     content = path.read_bytes()
     digest, seconds = hashlib.sha256(content).hexdigest(), f"{clip.seconds:.3f}"
-    return (str(clip.path), clip.split, clip.speaker, clip.source, clip.licence, seconds, digest), len(
-        content
-    )
+    return (str(clip.path), clip.split, clip.speaker, clip.source, clip.licence, seconds, digest), len(content)
 
 
 def write_flac(samples: np.ndarray, path: pathlib.Path, effort: str) -> None:

@@ -25,9 +25,7 @@ class OpenSLR66(SpeechBuilder, skip_registration=True):
 
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """Downloads both archives and their line indices."""
-        archives = dl_manager.download_and_extract(
-            {gender: f"{URL}/te_in_{gender}.zip" for gender in GENDERS}
-        )
+        archives = dl_manager.download_and_extract({gender: f"{URL}/te_in_{gender}.zip" for gender in GENDERS})
         indices = dl_manager.download({gender: f"{URL}/line_index_{gender}.tsv" for gender in GENDERS})
         self._sentences = {}
         for index in indices.values():
@@ -64,9 +62,7 @@ def speaker_of(file_name: str) -> str:
     """`tef_00432` of `tef_00432_01234567890.wav`; raises `ValueError` for a name of another form."""
     match = re.fullmatch(r"(te[fm]_\d+)_\d+\.wav", file_name)
     if match is None:
-        raise ValueError(
-            f"{file_name!r} is not named like a recording of OpenSLR-66 (te[fm]_SPEAKER_NUMBER.wav)"
-        )
+        raise ValueError(f"{file_name!r} is not named like a recording of OpenSLR-66 (te[fm]_SPEAKER_NUMBER.wav)")
     return match[1]
 
 

@@ -97,9 +97,7 @@ def list_audio(folder: epath.PathLike) -> list[tuple[str, epath.Path]]:
         raise ValueError(f"data_dir {str(folder)!r} is not a directory")
     names = sorted(_walk(root))
     if not names:
-        raise ValueError(
-            f"data_dir {str(folder)!r} has no {'/'.join(e[1:] for e in audio.EXTENSIONS)} file in it"
-        )
+        raise ValueError(f"data_dir {str(folder)!r} has no {'/'.join(e[1:] for e in audio.EXTENSIONS)} file in it")
     return [(name, root / name) for name in names]
 
 
@@ -121,9 +119,7 @@ def find_recordings(folder: epath.PathLike) -> list[Recording]:
     speakers = {name.split("/")[0] if "/" in name else "" for name in inner.values()}
     known = len(speakers) > 1 and "" not in speakers
     return [
-        Recording(
-            path, name, inner[name].split("/")[0] if known else "", _split_folder(name) if given else None
-        )
+        Recording(path, name, inner[name].split("/")[0] if known else "", _split_folder(name) if given else None)
         for name, path in files
     ]
 
@@ -136,18 +132,14 @@ def fingerprint(folder: epath.PathLike, options: PrepareOptions) -> str:
     return digest.hexdigest()[:16]
 
 
-def stage(
-    recordings: Sequence[Recording], options: PrepareOptions, staging: Staging
-) -> tuple[list[Clip], dict]:
+def stage(recordings: Sequence[Recording], options: PrepareOptions, staging: Staging) -> tuple[list[Clip], dict]:
     """Reads all recordings into `staging`; returns (clips, number of files left out by reason).
 
     Each unusable file is named once in the log. Raises `ValueError` if more than `max_bad_fraction` of the
     files are unusable, or all of them.
     """
     clips, problems = [], []
-    for recording, result in tqdm(
-        _decode_all(recordings, options), "Reading speech", len(recordings), unit=" files"
-    ):
+    for recording, result in tqdm(_decode_all(recordings, options), "Reading speech", len(recordings), unit=" files"):
         if isinstance(result, audio.UnreadableAudio):
             logging.warning("skipped %s", result)
             problems.append(result)
@@ -181,24 +173,19 @@ def assign_splits(clips: Sequence[Clip], options: PrepareOptions) -> dict[str, l
         chosen = split_of_groups(groups.values(), options.validation_fraction, test_fraction)
         splits |= {clip_id: chosen[group] for clip_id, group in groups.items()}
     by_split = {
-        split: [clip for clip in clips if splits[clip.id] == split]
-        for split in ("train", "validation", "test")
+        split: [clip for clip in clips if splits[clip.id] == split] for split in ("train", "validation", "test")
     }
     return {split: members for split, members in by_split.items() if members}
 
 
-def split_of_groups(
-    groups: Iterable[str], validation_fraction: float, test_fraction: float
-) -> dict[str, str]:
+def split_of_groups(groups: Iterable[str], validation_fraction: float, test_fraction: float) -> dict[str, str]:
     """The split of each group, from the group's hash alone, so that new data leaves old data where it is.
 
     A hash in [0, 1) below `validation_fraction` means validation, in the next `test_fraction` test, else
     train. Of two or more groups the one with the lowest hash is validation in any case (unless the fraction
     is 0), the highest train.
     """
-    hashes = {
-        group: int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13 for group in set(groups)
-    }
+    hashes = {group: int(hashlib.sha256(group.encode()).hexdigest()[:13], 16) / 16**13 for group in set(groups)}
     ordered = sorted(hashes, key=lambda group: (hashes[group], group))
     splits = {}
     for group, value in hashes.items():
@@ -218,10 +205,8 @@ def describe(skipped: dict[str, int]) -> str:
 
 def _walk(root: epath.Path) -> Iterator[str]:
     """Relative posix names of all audio files that are not hidden."""
-    if "://" in str(root):
-        names = (path.relative_to(root).as_posix() for path in _walk_remote(root))
-    else:
-        names = _walk_local(root)
+    remote = "://" in str(root)
+    names = (p.relative_to(root).as_posix() for p in _walk_remote(root)) if remote else _walk_local(root)
     audio_names = (name for name in names if name.lower().endswith(audio.EXTENSIONS))
     return (name for name in audio_names if not any(part.startswith(".") for part in name.split("/")))
 
@@ -294,9 +279,7 @@ def _decode(recording: Recording, options: PrepareOptions) -> np.ndarray | audio
     return audio.to_int16(samples)
 
 
-def _cut(
-    recording: Recording, samples: np.ndarray, options: PrepareOptions, staging: Staging
-) -> Iterator[Clip]:
+def _cut(recording: Recording, samples: np.ndarray, options: PrepareOptions, staging: Staging) -> Iterator[Clip]:
     """Stages int16 (S,) in equal pieces of at most `max_clip_seconds`, silent pieces left out.
 
     The group is the hash of the samples: a copy of the recording under another name goes to the same split.

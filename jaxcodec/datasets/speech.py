@@ -48,9 +48,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         metadata = tfds.core.MetadataDict(sample_rate=recordings.SAMPLE_RATE, skipped={})
-        return tfds.core.DatasetInfo(
-            builder=self, description=type(self).__doc__, features=FEATURES, metadata=metadata
-        )
+        return tfds.core.DatasetInfo(builder=self, description=type(self).__doc__, features=FEATURES, metadata=metadata)
 
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
         """The files to prepare."""
@@ -67,9 +65,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         staging = Staging(None if remote else str(self.data_path))
         clips, skipped = recordings.stage(files, self.builder_config.options, staging)
         self.info.metadata["skipped"] = skipped
-        return {
-            split: self._generate_examples(members, staging) for split, members in self.splits(clips).items()
-        }
+        return {split: self._generate_examples(members, staging) for split, members in self.splits(clips).items()}
 
     def _generate_examples(self, clips: Sequence[Clip], staging: Staging) -> Iterator[tuple[str, dict]]:
         for clip in clips:
@@ -102,9 +98,7 @@ class SpeechSample(SpeechBuilder, skip_registration=True):
         """The files that the index lists."""
         with (SAMPLE_FOLDER / "index.tsv").open() as lines:
             rows = list(csv.DictReader(lines, delimiter="\t"))
-        return [
-            Recording(SAMPLE_FOLDER / row["file"], row["file"], row["speaker"], row["split"]) for row in rows
-        ]
+        return [Recording(SAMPLE_FOLDER / row["file"], row["file"], row["speaker"], row["split"]) for row in rows]
 
 
 @contextlib.contextmanager
