@@ -277,9 +277,10 @@ class Run:
 
     def validation_batches(self):
         """Whole validation clips, each once."""
+        devices = jax.device_count()
         return data.eval_batches(
             self.validation_split,
-            batch_size=self.config.eval_batch_size,
+            batch_size=-(-self.config.eval_batch_size // devices) * devices,
             num_devices=jax.local_device_count(),
             max_seconds=self.config.data.max_eval_seconds,
             process_index=jax.process_index(),

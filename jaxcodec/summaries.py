@@ -126,11 +126,14 @@ class SummaryWriter:
     """Scalars, spectrogram pairs and audio pairs as TensorBoard events (no TensorFlow), and to W&B when asked for."""
 
     def __init__(self, directory: str, config: ml_collections.ConfigDict):
-        """Raises ValueError when the config names a Weights & Biases project and wandb is not installed."""
+        """Raises ValueError when `directory` or the config asks for a package that is not installed."""
         from tensorboardX import SummaryWriter as EventWriter
 
         self._wandb = _start_wandb(config) if config.wandb_project else None
-        self._events = EventWriter(directory, flush_secs=30)
+        try:
+            self._events = EventWriter(directory, flush_secs=30)
+        except ImportError:
+            raise ValueError(f"Writing {directory} needs google-cloud-storage: pip install 'jaxcodec[gcs]'.") from None
         self._events.add_text("config", f"```\n{config}\n```")
 
     def epoch(self, step: int, summary: dict, train: dict, shares: dict) -> None:

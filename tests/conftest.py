@@ -4,6 +4,8 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Every device blocks threads of one pool while it waits for the others: too few of them, and XLA 0.11 stands still for ever.
+os.environ["NPROC"] = "32"
 
 import jax
 import pytest
