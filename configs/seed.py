@@ -37,4 +37,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 0
     config.optimizer.average_decay = 0.0
+
+    config.data.crop_seconds = 1.0
     return config

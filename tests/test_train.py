@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -181,3 +183,16 @@ def test_the_original_names_set_the_config(tmp_path):
     config = driver.resolve_config()
     assert (config.optimizer.learning_rate, config.num_epochs, config.batch_size) == (0.5, 7, 16)
     assert (config.experiment_name, config.checkpoint_dir, config.data.data_dir) == ("mine", str(tmp_path), "speech")
+
+
+def test_the_readme_takes_a_recording_to_codes_and_back(trained, recordings, tmp_path, monkeypatch):
+    readme = pathlib.Path(driver.__file__).with_name("README.md").read_text()
+    (block,) = re.findall(r"<!-- ci: use -->\n```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "telugu").symlink_to(pathlib.Path(trained[0].checkpoint_dir, "tiny"))
+    shutil.copy(recordings / "0.wav", tmp_path / "speech.wav")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    assert names["codes"].shape == (1, trained[0].model.num_codebooks, 51)
+    assert audio.load("decoded.wav").shape == names["speech"].shape[1:]

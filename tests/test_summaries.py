@@ -1,0 +1,83 @@
+"""The epoch report and its diagnosis."""
+
+import numpy as np
+import pytest
+from absl import flags  # noqa: F401, ml_collections needs it first
+
+from configs import tiny
+from jaxcodec import summaries
+
+
+def make_sums(**changes):
+    """Sums of a pass over two clips with ten frames, two codebooks of four codes and two latent dimensions."""
+    sums = {f"snr_{n}": 2 * value for n, value in ((1, 3.0), (2, 5.0))}
+    sums |= {"snr_unquantized": 12.0, "segmental_snr": 8.0, "si_sdr": 6.0, "range_ratio": 1.8, "rms_ratio": 1.6}
+    sums |= {"input_min": -1.0, "input_max": 1.0, "output_min": -0.9, "output_max": 0.9}
+    sums |= {"mse": 0.6, "perceptual": 2.0, "commitment": 0.2, "loss": 0.7, "clips": 2, "frames": 10}
+    sums |= {"latent_sum": np.zeros(2), "latent_outer": 10 * np.eye(2), "usage": np.array([[5, 5, 0, 0], [4, 3, 2, 1]])}
+    return sums | changes
+
+
+TRAIN = {"loss": 0.35, "mse": 0.3, "perceptual": 1.0, "commitment": 0.1, "output_scale": 2.4}
+SHARES = {"mse": 0.8, "perceptual": 0.15, "commitment": 0.05}
+
+
+def test_means_are_over_clips_and_usage_over_codes():
+    summary = summaries.summarize(make_sums(), num_codebooks=2)
+    assert (summary["snr_1"], summary["snr"], summary["range_ratio"]) == (3.0, 5.0, 0.9)
+    np.testing.assert_allclose(summary["usage"], [0.5, 1.0])
+    np.testing.assert_allclose(summary["perplexity"][0], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(summary["effective_dimension"], 2.0, rtol=1e-6)
+
+
+def test_the_report_shows_what_the_run_is_judged_by():
+    report = summaries.format_report(3, 100, 800, 3725.0, summaries.summarize(make_sums(), 2), TRAIN, SHARES)
+    for shown in (
+        "epoch 3 of 100",
+        "1:02:05",
+        "3.00",
+        "5.00",
+        "6.00",
+        "-0.500 +0.500",
+        "0.900",
+        "2.4000",
+        "80.0 %",
+        "50 to 100 %",
+    ):
+        assert shown in report
+    assert "negative" not in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale", "finding"),
+    [
+        ({"range_ratio": 0.2}, 2.5, "too quiet, 0.10 of the input's range"),
+        ({"range_ratio": 8.0}, 2.5, "too loud, 4.00 times"),
+        ({"mse": 3.0}, 2.5, "the MSE is 1.50, above 1"),
+        ({}, None, "output_scale is not a parameter"),
+        ({}, 0.01, "output_scale has shrunk to 0.010"),
+        ({"usage": np.array([[10] + [0] * 39, [1] * 10 + [0] * 30])}, 2.5, "codebook 1 collapsed"),
+        ({"snr_unquantized": -1.0}, 2.5, "negative without quantization too"),
+        ({"loss": np.nan}, 2.5, "the loss is not finite"),
+    ],
+)
+def test_a_negative_snr_is_diagnosed_by_its_cause_alone(changes, scale, finding):
+    usage = {"usage": np.array([[5, 5, 0, 0], [4, 3, 2, 1]])}
+    negative = summaries.summarize(make_sums(snr_2=-2.0, **(usage | changes)), 2)
+    findings = summaries.diagnose(negative, scale)
+    assert len(findings) == 1
+    assert finding in findings[0]
+    report = summaries.format_report(0, 1, 1, 1.0, negative, TRAIN | {"output_scale": scale}, SHARES)
+    assert finding in report
+
+
+def test_a_positive_snr_is_no_patient():
+    assert summaries.diagnose(summaries.summarize(make_sums(range_ratio=0.1), 2), None) == []
+
+
+def test_weights_and_biases_asked_for_but_missing_is_said_in_one_line(tmp_path, monkeypatch):
+    config = tiny.get_config()
+    config.wandb_project = "codec"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        summaries.SummaryWriter(str(tmp_path), config)
