@@ -19,8 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16
 
     config.model.architecture = "seanet"
-    config.model.strides = (2, 4, 4, 5)
-    config.model.num_codebooks = 8
     config.model.latent_dim = 128
     config.model.width = 32
 

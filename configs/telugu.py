@@ -1,6 +1,6 @@
 """Flagship: Telugu speech, 16 kHz mono at 8 kbit/s, 32x smaller than 16-bit PCM.
 
-50 frames/s x 16 codebooks x 10 bits = 8000 bit/s. A ConvNeXt network at frame rate behind an orthonormal MDCT.
+100 frames/s x 8 codebooks x 10 bits = 8000 bit/s. A ConvNeXt network at frame rate behind an orthonormal MDCT.
 
     python train.py --config configs/telugu.py                         # the bundled sample corpus
     python train.py --config configs/telugu.py --data_dir recordings/  # your own
@@ -27,9 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.architecture = "mdct"  # or "seanet"
     model.sample_rate = 16000
-    model.hop_length = 320  # samples a frame; "seanet" takes the product of its strides instead
-    model.strides = (2, 4, 5, 8)
-    model.num_codebooks = 16
+    model.hop_length = 160  # samples a frame; "seanet" takes the product of its strides instead
+    model.strides = (2, 4, 4, 5)
+    model.num_codebooks = 8
     model.codebook_size = 1024
     model.latent_dim = 128
     model.latent_gain = 1.0  # latents per unit of MDCT coefficient on the identity path

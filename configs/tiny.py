@@ -1,6 +1,6 @@
 """Seconds on a CPU: the flagship's every mechanism at toy size, for tests and for trying an installation.
 
-50 frames/s x 4 codebooks x 6 bits = 1200 bit/s; expect 2 to 3 dB.
+100 frames/s x 4 codebooks x 6 bits = 2400 bit/s; expect 2 to 3 dB.
 
     python train.py --config configs/tiny.py
 """

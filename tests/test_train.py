@@ -194,5 +194,5 @@ def test_the_readme_takes_a_recording_to_codes_and_back(trained, recordings, tmp
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)
-    assert names["codes"].shape == (1, trained[0].model.num_codebooks, 51)
+    assert names["codes"].shape == (1, trained[0].model.num_codebooks, 101)
     assert audio.load("decoded.wav").shape == names["speech"].shape[1:]
