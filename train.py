@@ -12,6 +12,7 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here and has nothing to tell
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import flax.jax_utils
 import jax
@@ -85,6 +86,8 @@ def resolve_config():
     devices = jax.device_count()
     if config.batch_size < 1 or config.batch_size % devices:
         raise ValueError(f"batch_size is {config.batch_size}, expected a multiple of the {devices} devices.")
+    if config.model.sample_rate != data.SAMPLE_RATE:
+        raise ValueError(f"model.sample_rate is {config.model.sample_rate}, recordings are read at {data.SAMPLE_RATE} Hz.")
     if config.num_epochs < 1:
         raise ValueError(f"num_epochs is {config.num_epochs}, expected at least 1.")
     return config.lock()
@@ -168,6 +171,8 @@ class Run:
             jax.device_count(),
             jax.devices()[0].device_kind,
         )
+        if step >= self.total_steps:
+            logging.info("This run is complete at step %d: a larger --num_epochs trains on.", step)
         summary, seconds = {}, 0.0
         batches = self.train_batches(step)
         try:

@@ -37,11 +37,15 @@ def si_sdr(reference, decoded, lengths):
     return _decibels(jnp.sum(target**2, axis=1), jnp.sum((decoded - target) ** 2, axis=1))
 
 
+def extent(audio, lengths):
+    """Lowest and highest sample of each clip, audio (B, S) and lengths (B,) to two (B,)."""
+    inside = jnp.where(layers.length_mask(lengths, audio.shape[1]), audio, audio[:, :1])  # padding is not its range
+    return jnp.min(inside, axis=1), jnp.max(inside, axis=1)
+
+
 def range_ratio(reference, decoded, lengths):
     """Peak-to-peak range of the decoded audio over that of the reference."""
-    mask = layers.length_mask(lengths, reference.shape[1])
-    inside = [jnp.where(mask, x, x[:, :1]) for x in (decoded, reference)]  # zeros beyond the clip are not its range
-    ranges = [jnp.max(x, axis=1) - jnp.min(x, axis=1) for x in inside]
+    ranges = [high - low for low, high in (extent(decoded, lengths), extent(reference, lengths))]
     return ranges[0] / jnp.maximum(ranges[1], EPSILON)
 
 

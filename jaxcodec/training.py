@@ -232,7 +232,7 @@ def eval_step(params, codebooks, batch, *, model: Codec, config, axis_name=None)
         sums[f"snr_{count}"] = measure(metrics.snr, decode(partial, lengths, audio.shape[1]))
     sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
     for name, signal in (("input", output.clipped), ("output", output.audio)):
-        sums[f"{name}_min"], sums[f"{name}_max"] = clip_sum(jnp.min(signal, 1)), clip_sum(jnp.max(signal, 1))
+        sums[f"{name}_min"], sums[f"{name}_max"] = map(clip_sum, metrics.extent(signal, lengths))
     sums |= _latent_sums(output, codebooks.counts.shape[-1])
     sums = _sum(sums, axis_name)
     return sums | {name: term * sums["clips"] for name, term in terms.items()}  # terms are global already

@@ -164,6 +164,7 @@ def test_a_diverging_run_ends_naming_the_step(config):
         (["--config.model.architecture=lpc"], 'model.architecture is "lpc"'),
         (["--config.optimizer.schedule=steps"], 'optimizer.schedule is "steps"'),
         (["--config.quantizer.init=zeros"], 'quantizer.init is "zeros"'),
+        (["--config.model.sample_rate=8000"], "model.sample_rate is 8000, recordings are read at 16000 Hz"),
     ],
 )
 def test_what_a_user_can_mend_ends_in_one_line_and_exit_code_1(arguments, message, recordings, tmp_path):
