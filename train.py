@@ -87,7 +87,9 @@ def resolve_config():
     if config.batch_size < 1 or config.batch_size % devices:
         raise ValueError(f"batch_size is {config.batch_size}, expected a multiple of the {devices} devices.")
     if config.model.sample_rate != data.SAMPLE_RATE:
-        raise ValueError(f"model.sample_rate is {config.model.sample_rate}, recordings are read at {data.SAMPLE_RATE} Hz.")
+        raise ValueError(
+            f"model.sample_rate is {config.model.sample_rate}, recordings are read at {data.SAMPLE_RATE} Hz."
+        )
     if config.num_epochs < 1:
         raise ValueError(f"num_epochs is {config.num_epochs}, expected at least 1.")
     return config.lock()
