@@ -50,9 +50,9 @@ def main(argv):
             raise ValueError(f"Unexpected argument {argv[1]}: flags start with --.")
         start_distributed()
         train(resolve_config())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         logging.debug("Where it was raised:", exc_info=True)
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"train.py: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted. The same command resumes from the last epoch's snapshot.")
 
@@ -62,7 +62,12 @@ def parse_flags(argv):
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"train.py: {one_line(error)}")
+
+
+def one_line(error):
+    """What an error says, on one line; ml_collections' messages come with line breaks, some of them quoted twice."""
+    return " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
 
 
 def show_own_log():

@@ -157,6 +157,7 @@ def test_a_diverging_run_ends_naming_the_step(config):
     ("arguments", "message"),
     [
         (["--config.model.widht=3"], 'Did you mean "width"'),
+        (["--config.modle.width=3"], "'modle' Did you mean \"model\""),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--batch_size=3"], "batch_size is 3, expected a multiple of the 8 devices"),
         (["--data_dir=/nowhere/at/all"], "/nowhere/at/all"),
@@ -197,3 +198,11 @@ def test_the_readme_takes_a_recording_to_codes_and_back(trained, recordings, tmp
     exec(block, names)
     assert names["codes"].shape == (1, trained[0].model.num_codebooks, 101)
     assert audio.load("decoded.wav").shape == names["speech"].shape[1:]
+
+
+def test_a_missing_recipe_ends_in_one_line_without_overrides_too():
+    for arguments, message in (([], "No recipe given"), (["--config=configs/nowhere.py"], "configs/nowhere.py")):
+        code, told = command(*arguments)
+        assert code == 1
+        assert message in told.splitlines()[-1]
+        assert "Traceback" not in told
