@@ -31,8 +31,7 @@ class Checkpoints:
           ValueError: the directory cannot be written.
         """
         self._config = config
-        path = epath.Path(directory).expanduser()
-        path = path if "://" in str(directory) else path.absolute()
+        path = _absolute(directory)
         try:
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{jax.process_index()}"
@@ -45,12 +44,12 @@ class Checkpoints:
             ) from error
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics["snr"],
+            best_fn=_snr,
             best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(1),
-                    policies.BestN(get_metric_fn=lambda metrics: metrics["snr"], n=1),
+                    policies.BestN(get_metric_fn=_snr, n=1),
                 ]
             ),
         )
@@ -112,11 +111,10 @@ def load_model(directory: str, *, best: bool = True) -> tuple[dict, quantize.Cod
     Raises:
       ValueError: there is no snapshot in `directory`.
     """
-    path = epath.Path(directory).expanduser()
-    path = path if "://" in str(directory) else path.absolute()
+    path = _absolute(directory)
     if not path.exists():
         raise ValueError(f"There is no checkpoint directory {directory}.")
-    options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["snr"], best_mode="max", read_only=True)
+    options = ocp.CheckpointManagerOptions(best_fn=_snr, best_mode="max", read_only=True)
     with ocp.CheckpointManager(path, options=options, item_names=("model", "optimizer", "config")) as manager:
         step = manager.best_step() if best else manager.latest_step()
         if step is None:
@@ -126,6 +124,16 @@ def load_model(directory: str, *, best: bool = True) -> tuple[dict, quantize.Cod
     model = restored["model"]
     config = ml_collections.ConfigDict(restored["config"])
     return model["average"] or model["params"], quantize.Codebooks(**model["codebooks"]), config
+
+
+def _absolute(directory):
+    """Orbax wants absolute paths; those of a bucket are."""
+    path = epath.Path(directory).expanduser()
+    return path if "://" in str(directory) else path.absolute()
+
+
+def _snr(metrics):
+    return metrics["snr"]
 
 
 def _model_item(state):

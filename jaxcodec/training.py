@@ -111,7 +111,7 @@ def total_loss(output, lengths, config, axis_name=None):
     weighted = jnp.zeros(())
     logs = dict(totals, loss=jnp.zeros(()))
     for name, share in shares.items():
-        bound = config.loss[f"{name}_bound"] if config.fixes.loss_clamping else jnp.inf
+        bound = loss_bound(config, name)
         weight = loss_weight(config, name)
         weighted += weight * losses.bounded(share, bound, totals[name])
         logs["loss"] += weight * losses.bounded(totals[name], bound)  # nan, not the bound, for an infinite term
@@ -123,6 +123,11 @@ def loss_weight(config, name: str) -> float:
     if name == "perceptual" and not config.fixes.pure_mse:
         return 1.0
     return config.loss[f"{name}_weight"]
+
+
+def loss_bound(config, name: str) -> float:
+    """Bound of a term, infinite with the fix `loss_clamping` undone."""
+    return config.loss[f"{name}_bound"] if config.fixes.loss_clamping else float("inf")
 
 
 def loss_terms(output, lengths, config, axis_name=None) -> dict:
@@ -265,7 +270,7 @@ def latent_gradient_norms(params, codebooks, batch, *, model: Codec, config, axi
         audio = model.apply(collections, through, batch["length"], batch["audio"].shape[1], method=Codec.decode)
         shares = loss_terms(output.replace(audio=audio, latents=latents), batch["length"], config, axis_name)
         total = _sum(lax.stop_gradient(shares[name]), axis_name)
-        bound = config.loss[f"{name}_bound"] if config.fixes.loss_clamping else jnp.inf
+        bound = loss_bound(config, name)
         return loss_weight(config, name) * losses.bounded(shares[name], bound, total)
 
     squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in TERMS}
