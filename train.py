@@ -22,7 +22,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from jaxcodec import audio, checkpoint, codec, data, quantize, summaries, training
+from jaxcodec import audio, checkpoint, codec, data, rvq, summaries, training
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.")
 _MULTIHOST = flags.DEFINE_enum(
@@ -225,7 +225,7 @@ class Run:
             latents = np.asarray(encode(variables, batch["audio"], batch["length"]))
             vectors.append(latents[np.asarray(self.model.frame_mask(batch["length"], latents.shape[1]))])
         batches.close()
-        fit = jax.jit(quantize.kmeans_codebooks, static_argnums=(2, 3))
+        fit = jax.jit(rvq.kmeans_codebooks, static_argnums=(2, 3))
         sizes = config.model.num_codebooks, config.model.codebook_size
         return state.replace(codebooks=fit(self.rng, np.concatenate(vectors), *sizes))
 

@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16
 
     config.model.architecture = "seanet"
+    config.model.causal = False
     config.model.latent_dim = 128
     config.model.width = 32
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from jaxcodec import quantize
+from jaxcodec import rvq
 from jaxcodec.training import TrainState
 
 # Sections of the config that fix the shapes and the meaning of the parameters.
@@ -105,7 +105,7 @@ class Checkpoints:
         )
 
 
-def load_model(directory: str, *, best: bool = True) -> tuple[dict, quantize.Codebooks, ml_collections.ConfigDict]:
+def load_model(directory: str, *, best: bool = True) -> tuple[dict, rvq.Codebooks, ml_collections.ConfigDict]:
     """Params (the moving average where one was kept), codebooks and config of a run's best or latest snapshot.
 
     Raises:
@@ -123,7 +123,7 @@ def load_model(directory: str, *, best: bool = True) -> tuple[dict, quantize.Cod
         restored = manager.restore(step, args=args)
     model = restored["model"]
     config = ml_collections.ConfigDict(restored["config"])
-    return model["average"] or model["params"], quantize.Codebooks(**model["codebooks"]), config
+    return model["average"] or model["params"], rvq.Codebooks(**model["codebooks"]), config
 
 
 def _absolute(directory):

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxcodec import layers, networks, quantize
+from jaxcodec import layers, networks, rvq
 
 
 class CodecOutput(flax.struct.PyTreeNode):
@@ -19,23 +19,23 @@ class CodecOutput(flax.struct.PyTreeNode):
     audio: jax.Array  # (B, S) decoded from the quantized latents, zero beyond each clip
     clipped: jax.Array  # (B, S) the input as the encoder saw it
     latents: jax.Array  # (B, T, D)
-    quantized: quantize.Quantized
+    quantized: rvq.Quantized
     frame_mask: jax.Array  # (B, T) true where a frame exists
 
 
 class Encoder(nn.Module):
-    """Audio (B, S) and lengths (B,) to latents (B, T, D); what lies beyond a clip's length is ignored."""
+    """Audio (B, S) and which samples exist (B, S) to latents (B, T, D); samples that do not exist are ignored."""
 
     network: nn.Module
     clip_input: bool = True
 
-    def __call__(self, audio, lengths):
-        return self.network(self.prepare(audio, lengths), lengths)
+    def __call__(self, audio, mask):
+        return self.network(self.prepare(audio, mask), mask)
 
-    def prepare(self, audio, lengths):
-        """Audio (B, S) as the network sees it: clipped to [-1, 1], zero beyond each clip's length."""
+    def prepare(self, audio, mask):
+        """Audio (B, S) as the network sees it: clipped to [-1, 1], zero where no sample exists."""
         audio = jnp.clip(audio, -1.0, 1.0) if self.clip_input else audio
-        return audio * layers.length_mask(lengths, audio.shape[1])
+        return audio * mask
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -51,14 +51,14 @@ class ResidualVectorQuantizer(nn.Module):
 
     def _initial(self):
         rng = self.make_rng("params")
-        return quantize.init_codebooks(rng, self.num_codebooks, self.codebook_size, self.dim, self.init_scale)
+        return rvq.init_codebooks(rng, self.num_codebooks, self.codebook_size, self.dim, self.init_scale)
 
     def __call__(self, latents):
-        return quantize.quantize(jax.lax.stop_gradient(latents), self.codebooks.value.centroids)
+        return rvq.quantize(jax.lax.stop_gradient(latents), self.codebooks.value.centroids)
 
     def decode(self, codes):
         """Codes (B, Q', T), Q' <= Q, to quantized latents (B, T, D)."""
-        return quantize.dequantize(codes, self.codebooks.value.centroids)
+        return rvq.dequantize(codes, self.codebooks.value.centroids)
 
 
 class ScaledDecoder(nn.Module):
@@ -69,13 +69,13 @@ class ScaledDecoder(nn.Module):
     tanh: bool = False
 
     @nn.compact
-    def __call__(self, latents, lengths, num_samples):
-        audio = self.network(latents, lengths, num_samples)
+    def __call__(self, latents, mask, num_samples):
+        audio = self.network(latents, mask, num_samples)
         if self.tanh:
             audio = jnp.tanh(audio)
         if self.initial_scale is not None:
             audio = audio * self.param("output_scale", nn.initializers.constant(self.initial_scale), ())
-        return audio * layers.length_mask(lengths, num_samples)
+        return audio
 
 
 class Codec(nn.Module):
@@ -96,11 +96,11 @@ class Codec(nn.Module):
         quantized = self.quantizer(latents)
         if num_codebooks is None:
             num_codebooks = jnp.full(lengths.shape, self.quantizer.num_codebooks)
-        z_q = quantize.keep_codebooks(quantized.stages, num_codebooks)
+        z_q = rvq.keep_codebooks(quantized.stages, num_codebooks)
         z_q = latents + jax.lax.stop_gradient(z_q - latents)
         return CodecOutput(
             self.decode(z_q, lengths, audio.shape[1]),
-            self.encoder.prepare(audio, lengths),
+            self.encoder.prepare(audio, layers.length_mask(lengths, audio.shape[1])),
             latents,
             quantized,
             self.frame_mask(lengths, latents.shape[1]),
@@ -108,7 +108,11 @@ class Codec(nn.Module):
 
     def encode(self, audio, lengths):
         """Audio (B, S) to latents (B, T, D), zero beyond each clip's frames."""
-        return self.encoder(audio, lengths)
+        return self.analyse(audio, layers.length_mask(lengths, audio.shape[1]))
+
+    def analyse(self, audio, mask):
+        """Audio (B, S) to latents (B, T, D) where only the samples of mask (B, S) exist: a clip, or a window of one."""
+        return self.encoder(audio, mask)
 
     def quantize(self, latents):
         """Latents (B, T, D) to `Quantized`."""
@@ -120,7 +124,12 @@ class Codec(nn.Module):
 
     def decode(self, latents, lengths, num_samples: int):
         """Latents (B, T, D) to audio (B, num_samples), zero beyond each clip's length."""
-        return self.decoder(latents, lengths, num_samples)
+        audio = self.synthesise(latents, self.frame_mask(lengths, latents.shape[1]), num_samples)
+        return audio * layers.length_mask(lengths, num_samples)
+
+    def synthesise(self, latents, mask, num_samples: int):
+        """Latents (B, T, D) to audio (B, num_samples) where only the frames of mask (B, T) exist."""
+        return self.decoder(latents, mask, num_samples)
 
     def num_frames(self, num_samples):
         """Frames of a clip of `num_samples` samples, an int or an array of ints."""
@@ -129,6 +138,10 @@ class Codec(nn.Module):
     def frame_mask(self, lengths, num_frames: int):
         """True where a frame exists: lengths (B,) in samples to (B, num_frames)."""
         return layers.length_mask(self.num_frames(lengths), num_frames)
+
+    def num_samples(self, num_frames):
+        """The longest clip that has `num_frames` frames, in samples; an int or an array of ints."""
+        return (num_frames - self.decoder.network.overlap) * self.hop_length
 
     @property
     def frame_rate(self) -> float:

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 
 
-def length_mask(lengths: jax.Array, size: int) -> jax.Array:
-    """True where a position exists: lengths (B,) to (B, size) bool."""
-    return jnp.arange(size)[None] < lengths[:, None]
+def length_mask(lengths: jax.Array, size: int, starts: jax.Array | None = None) -> jax.Array:
+    """True where a position exists, from starts (B,) (0 when None) up to lengths (B,): (B, size) bool."""
+    positions = jnp.arange(size)[None]
+    mask = positions < lengths[:, None]
+    return mask if starts is None else mask & (positions >= starts[:, None])
 
 
 class DepthwiseConv(nn.Module):

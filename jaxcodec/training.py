@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxcodec import losses, metrics, quantize
+from jaxcodec import losses, metrics, rvq
 from jaxcodec.codec import Codec
 
 TERMS = ("mse", "perceptual", "commitment")
@@ -25,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: jax.Array  # () int32
     params: dict
-    codebooks: quantize.Codebooks
+    codebooks: rvq.Codebooks
     opt_state: optax.OptState
     average: dict | None  # exponential moving average of params, None when switched off
 
@@ -67,7 +67,7 @@ def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, av
     )
 
 
-def variables(params, codebooks: quantize.Codebooks) -> dict:
+def variables(params, codebooks: rvq.Codebooks) -> dict:
     """The variable collections that `Codec` is applied to."""
     return {"params": params, "codebooks": {"quantizer": {"averages": codebooks}}}
 
@@ -144,6 +144,8 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
         preemphasis=loss.preemphasis,
         band_exponent=loss.band_exponent,
     )
+    if relative and config.fixes.loss_clamping:
+        mse = losses.bounded(mse, loss.clip_bound)
     dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
     perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
     return {
@@ -155,7 +157,7 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
 
 def _commitment(output, relative, axis_name):
     """Mean over codebooks and frames of the squared distance to the chosen centroid, relative to the latents' energy."""
-    distances = jnp.sum(quantize.commitment(output.latents, output.quantized) * output.frame_mask[None])
+    distances = jnp.sum(rvq.commitment(output.latents, output.quantized) * output.frame_mask[None])
     num_codebooks, dim = output.quantized.stages.shape[0], output.latents.shape[-1]
     if relative:
         energy = jnp.sum(lax.stop_gradient(output.latents) ** 2)  # zero outside the mask already
@@ -177,7 +179,7 @@ def draw_codebooks(row_keys, dropout: float, num_codebooks: int):
 def _update_codebooks(codebooks, output, row_keys, config, axis_name):
     num_frames = output.frame_mask.shape[1]
     priorities = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _REVIVAL), (num_frames,)))(row_keys)
-    local = quantize.statistics(
+    local = rvq.statistics(
         lax.stop_gradient(output.quantized),
         output.frame_mask,
         priorities,
@@ -185,8 +187,8 @@ def _update_codebooks(codebooks, output, row_keys, config, axis_name):
         num_candidates=config.quantizer.revivals_per_step,
         track_output=not config.fixes.ema_residual,
     )
-    merged = quantize.merge_statistics(local, axis_name)
-    return quantize.update_codebooks(
+    merged = rvq.merge_statistics(local, axis_name)
+    return rvq.update_codebooks(
         codebooks, merged, decay=config.quantizer.decay, revive_below=config.quantizer.revive_below
     )
 
@@ -233,7 +235,7 @@ def eval_step(params, codebooks, batch, *, model: Codec, config, axis_name=None)
     for measure_fn in (metrics.segmental_snr, metrics.si_sdr, metrics.range_ratio, metrics.rms_ratio):
         sums[measure_fn.__name__] = measure(measure_fn, output.audio)
     for count in codebook_counts(model.quantizer.num_codebooks):
-        partial = quantize.keep_codebooks(output.quantized.stages, jnp.full(lengths.shape, count))
+        partial = rvq.keep_codebooks(output.quantized.stages, jnp.full(lengths.shape, count))
         sums[f"snr_{count}"] = measure(metrics.snr, decode(partial, lengths, audio.shape[1]))
     sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
     for name, signal in (("input", output.clipped), ("output", output.audio)):
@@ -263,7 +265,7 @@ def latent_gradient_norms(params, codebooks, batch, *, model: Codec, config, axi
     output = model.apply(collections, batch["audio"], batch["length"])
 
     def term(latents, name):
-        z_q = quantize.keep_codebooks(
+        z_q = rvq.keep_codebooks(
             output.quantized.stages, jnp.full(batch["length"].shape, model.quantizer.num_codebooks)
         )
         through = latents + lax.stop_gradient(z_q - output.latents)

@@ -1,12 +1,14 @@
 """What several test files build: a small config of its own, and the model, state and batch that go with it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from configs import tiny
-from jaxcodec import codec, training
+from jaxcodec import codec, pretrained, rvq, training
 
 
 def small_config(architecture="mdct", **overrides):
@@ -97,6 +99,29 @@ def settle_codebooks(state, frames=64.0, seed=1):
     sums = centroids * counts[..., None]
     arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, sums)]
     return state.replace(codebooks=type(books)(*arrays))
+
+
+def trained_state(config):
+    """A state with the marks of training: weights that are not small, codebooks of residuals that occur."""
+    model = make_model(config)
+    state, rng = make_state(model), np.random.default_rng(0)
+    leaves, tree = jax.tree.flatten(state.params)
+    louder = [x + (0.1 * rng.standard_normal(x.shape) if x.ndim else 0.0) for x in leaves]
+    params = jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in louder])
+    audio = speech_like(4, 320, seed=7)
+    encode = jax.jit(functools.partial(model.apply, method="encode"))
+    latents = encode(training.variables(params, state.codebooks), audio, np.full(4, 320))
+    residual, centroids = np.asarray(latents).reshape(-1, config.model.latent_dim), []
+    for _ in range(config.model.num_codebooks):
+        centroids.append(rng.choice(residual, config.model.codebook_size, replace=False))
+        residual = residual - centroids[-1][np.asarray(rvq.nearest(residual, centroids[-1]))]
+    return state.replace(params=params, codebooks=state.codebooks.replace(centroids=jnp.stack(centroids)))
+
+
+def trained_codec(config):
+    """What `jaxcodec.load` would return of `trained_state`."""
+    state = trained_state(config)
+    return pretrained.make(state.params, state.codebooks.centroids, config)
 
 
 def assert_trees_close(actual, expected, **tolerance):

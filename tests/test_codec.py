@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import codec, quantize, training
+from jaxcodec import codec, rvq, training
 from jaxcodec.codec import Codec
 from tests import support
 
@@ -100,20 +100,8 @@ class Bench:
 
 @functools.cache
 def trained_state(architecture):
-    """A state with the marks of training: weights that are not small, codebooks of residuals that occur."""
-    model = support.make_model(support.small_config(architecture))
-    state, rng = support.make_state(model), np.random.default_rng(0)
-    leaves, tree = jax.tree.flatten(state.params)
-    louder = [x + (0.1 * rng.standard_normal(x.shape) if x.ndim else 0.0) for x in leaves]
-    params = jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in louder])
-    audio = support.speech_like(4, 320, seed=7)
-    encode = jax.jit(functools.partial(model.apply, method=Codec.encode))
-    latents = encode(training.variables(params, state.codebooks), audio, _full(audio))
-    residual, centroids = np.asarray(latents).reshape(-1, 8), []
-    for _ in range(4):
-        centroids.append(rng.choice(residual, 16, replace=False))
-        residual = residual - centroids[-1][np.asarray(quantize.nearest(residual, centroids[-1]))]
-    return state.replace(params=params, codebooks=state.codebooks.replace(centroids=jnp.stack(centroids)))
+    """A state with the marks of training."""
+    return support.trained_state(support.small_config(architecture))
 
 
 def _full(audio):
@@ -227,7 +215,7 @@ def test_the_gradient_passes_the_quantizer_as_if_it_were_the_identity(architectu
     codec_bench = bench(architecture)
     model, audio = codec_bench.model, codec_bench.clips()
     lengths, params = _full(audio), codec_bench.state.params
-    z_q = quantize.keep_codebooks(codec_bench.run(audio).quantized.stages, jnp.full(3, 4))
+    z_q = rvq.keep_codebooks(codec_bench.run(audio).quantized.stages, jnp.full(3, 4))
 
     def apply(params, *args, method=None):
         return model.apply(training.variables(params, codec_bench.state.codebooks), *args, method=method)

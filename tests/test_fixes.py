@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import codec, losses, quantize, training
+from jaxcodec import codec, losses, rvq, training
 from tests import support
 
 
@@ -27,7 +27,7 @@ def initial_state():
 def decoded(reference, audio, lengths):
     """What the loss sees of a codec that decoded `reference` to `audio`."""
     frames = jnp.zeros((1, len(reference), 2, 8))
-    quantized = quantize.Quantized(jnp.zeros((len(reference), 1, 2), jnp.int32), frames, frames)
+    quantized = rvq.Quantized(jnp.zeros((len(reference), 1, 2), jnp.int32), frames, frames)
     return codec.CodecOutput(audio, reference, frames[0], quantized, jnp.ones((len(reference), 2), bool))
 
 

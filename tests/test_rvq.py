@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec import quantize
+from jaxcodec import rvq
 
 Q, K, D, B, T = 3, 8, 4, 2, 25
-quantize_all = jax.jit(quantize.quantize)
-update = jax.jit(quantize.update_codebooks)
+quantize_all = jax.jit(rvq.quantize)
+update = jax.jit(rvq.update_codebooks)
 
 
 def normal(*shape, seed=0, scale=1.0):
@@ -31,7 +31,7 @@ def centroids():
 @pytest.fixture
 def codebooks(centroids):
     counts = np.random.default_rng(9).uniform(1.0, 5.0, (Q, K)).astype(np.float32)
-    return quantize.Codebooks(*map(jnp.asarray, (centroids, counts, centroids * counts[..., None])))
+    return rvq.Codebooks(*map(jnp.asarray, (centroids, counts, centroids * counts[..., None])))
 
 
 def batch_statistics(latents, centroids, mask=None, *, num_candidates=6, seed=0):
@@ -42,7 +42,7 @@ def batch_statistics(latents, centroids, mask=None, *, num_candidates=6, seed=0)
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def statistics(quantized, mask, priorities, codebook_size, num_candidates):
-    return quantize.statistics(quantized, mask, priorities, codebook_size=codebook_size, num_candidates=num_candidates)
+    return rvq.statistics(quantized, mask, priorities, codebook_size=codebook_size, num_candidates=num_candidates)
 
 
 def numpy_quantize(latents, centroids):
@@ -59,16 +59,16 @@ def numpy_quantize(latents, centroids):
 def test_nearest_is_the_brute_force_nearest():
     vectors, codebook = normal(40, 100, D), normal(64, D, seed=1)
     expected = ((vectors[..., None, :] - codebook) ** 2).sum(-1).argmin(-1)
-    codes = quantize.nearest(jnp.asarray(vectors), jnp.asarray(codebook))
+    codes = rvq.nearest(jnp.asarray(vectors), jnp.asarray(codebook))
     assert codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, expected)
-    rounded = quantize.nearest(jnp.asarray(vectors).astype(jnp.bfloat16), jnp.asarray(codebook))
+    rounded = rvq.nearest(jnp.asarray(vectors).astype(jnp.bfloat16), jnp.asarray(codebook))
     assert np.any(rounded != expected)  # what distances in half precision would do
 
 
 def test_distances_are_float32_at_the_highest_matmul_precision(centroids):
     latents = jnp.zeros((B, T, D), jnp.bfloat16)
-    text = jax.jit(quantize.quantize).lower(latents, centroids).as_text()
+    text = jax.jit(rvq.quantize).lower(latents, centroids).as_text()
     (product,) = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert "precision = [HIGHEST, HIGHEST]" in product
     assert text.count("xbf16>") == text.count(f"tensor<{B}x{T}x{D}xbf16>") == 2  # the argument and its cast to float32
@@ -85,35 +85,35 @@ def test_quantize_is_the_numpy_reference(latents, centroids):
 
 def test_dequantized_codes_are_the_sum_of_the_stages_to_the_bit(latents, centroids):
     quantized = quantize_all(latents, centroids)
-    decoded = quantize.dequantize(quantized.codes, centroids)
-    np.testing.assert_array_equal(decoded, quantize.keep_codebooks(quantized.stages, jnp.full(B, Q)))
+    decoded = rvq.dequantize(quantized.codes, centroids)
+    np.testing.assert_array_equal(decoded, rvq.keep_codebooks(quantized.stages, jnp.full(B, Q)))
     np.testing.assert_allclose(decoded, quantized.stages.sum(0), atol=1e-6)
 
 
 def test_dequantize_refuses_more_codebooks_than_there_are(centroids):
     with pytest.raises(ValueError, match=f"codes hold {Q + 1} codebooks, the quantizer has {Q}"):
-        quantize.dequantize(jnp.zeros((B, Q + 1, T), jnp.int32), centroids)
+        rvq.dequantize(jnp.zeros((B, Q + 1, T), jnp.int32), centroids)
 
 
 def test_keeping_n_codebooks_is_decoding_the_first_n(latents, centroids):
     quantized = quantize_all(latents, centroids)
-    kept = quantize.keep_codebooks(quantized.stages, jnp.array([1, 2]))
+    kept = rvq.keep_codebooks(quantized.stages, jnp.array([1, 2]))
     for clip, count in enumerate((1, 2)):
-        prefix = quantize.dequantize(quantized.codes[clip : clip + 1, :count], centroids)
+        prefix = rvq.dequantize(quantized.codes[clip : clip + 1, :count], centroids)
         np.testing.assert_array_equal(kept[clip], prefix[0])
-    assert not np.allclose(kept[0], quantize.dequantize(quantized.codes, centroids)[0])
+    assert not np.allclose(kept[0], rvq.dequantize(quantized.codes, centroids)[0])
 
 
 def test_commitment_is_the_squared_distance_to_the_chosen_centroid(latents, centroids):
     quantized = quantize_all(latents, centroids)
     _, stages, residuals = numpy_quantize(latents, centroids)
-    actual = quantize.commitment(jnp.asarray(latents), quantized)
+    actual = rvq.commitment(jnp.asarray(latents), quantized)
     np.testing.assert_allclose(actual, ((residuals - stages) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_commitment_pulls_the_latents_and_leaves_the_centroids_alone(latents, centroids):
     def total(latents, centroids):
-        return jnp.sum(quantize.commitment(latents, quantize.quantize(latents, centroids)))
+        return jnp.sum(rvq.commitment(latents, rvq.quantize(latents, centroids)))
 
     to_latents, to_centroids = jax.grad(total, argnums=(0, 1))(jnp.asarray(latents), jnp.asarray(centroids))
     _, stages, residuals = numpy_quantize(latents, centroids)
@@ -159,9 +159,9 @@ def test_merged_statistics_do_not_depend_on_the_sharding(num_shards, centroids):
     )  # some shards have fewer frames than candidates
 
     def local(latents, mask, priorities, axis_name):
-        quantized = quantize.quantize(latents, centroids)
-        shard = quantize.statistics(quantized, mask, priorities, codebook_size=K, num_candidates=8)
-        return quantize.merge_statistics(shard, axis_name)
+        quantized = rvq.quantize(latents, centroids)
+        shard = rvq.statistics(quantized, mask, priorities, codebook_size=K, num_candidates=8)
+        return rvq.merge_statistics(shard, axis_name)
 
     whole = jax.jit(lambda *x: local(*x, None))(latents, mask, priorities)
     shards = [x.reshape(num_shards, -1, *x.shape[1:]) for x in (latents, mask, priorities)]
@@ -205,7 +205,7 @@ def test_ema_update_is_the_numpy_reference(latents, centroids, codebooks, epsilo
 
 def test_laplace_smoothing_keeps_the_total_count_and_a_rare_centroid_finite(codebooks):
     rare = codebooks.replace(counts=codebooks.counts.at[:, 0].set(1e-12), sums=codebooks.sums.at[:, 0].set(1e-12))
-    nothing = quantize.Statistics(jnp.zeros((Q, K)), jnp.zeros((Q, K, D)), jnp.zeros((Q, 1, D)), -jnp.ones(1))
+    nothing = rvq.Statistics(jnp.zeros((Q, K)), jnp.zeros((Q, K, D)), jnp.zeros((Q, 1, D)), -jnp.ones(1))
     updated = update(rare, nothing, decay=0.99, revive_below=0.0, epsilon=1e-2)
     assert np.abs(updated.centroids[:, 0]).max() < 1e-6  # sum / count would be 1
     smoothed = updated.sums[:, 1:] / updated.centroids[:, 1:]
@@ -214,7 +214,7 @@ def test_laplace_smoothing_keeps_the_total_count_and_a_rare_centroid_finite(code
 
 def test_centroids_converge_to_the_mean_of_what_they_are_given():
     latents = normal(1, 400, D) + 3.0
-    codebooks = quantize.init_codebooks(jax.random.key(0), 1, 1, D)
+    codebooks = rvq.init_codebooks(jax.random.key(0), 1, 1, D)
     for _ in range(60):
         quantized = quantize_all(latents, codebooks.centroids)
         mask = jnp.ones((1, 400), bool)
@@ -225,7 +225,7 @@ def test_centroids_converge_to_the_mean_of_what_they_are_given():
 
 
 def test_initial_codebooks_stand_until_a_frame_is_counted(centroids):
-    fresh = quantize.init_codebooks(jax.random.key(0), Q, K, D, scale=0.01)
+    fresh = rvq.init_codebooks(jax.random.key(0), Q, K, D, scale=0.01)
     assert 0.005 < np.std(fresh.centroids) < 0.02
     np.testing.assert_array_equal(fresh.counts, 0.0)
     silence = batch_statistics(normal(B, T, D), centroids, np.zeros((B, T), bool))
@@ -234,7 +234,7 @@ def test_initial_codebooks_stand_until_a_frame_is_counted(centroids):
 
 
 def test_an_entry_that_was_never_chosen_keeps_its_initial_centroid():
-    fresh = quantize.init_codebooks(jax.random.key(0), 1, K, D, scale=1.0)
+    fresh = rvq.init_codebooks(jax.random.key(0), 1, K, D, scale=1.0)
     latents = np.broadcast_to(fresh.centroids[0, 2], (B, T, D))
     updated = update(fresh, batch_statistics(latents, fresh.centroids), decay=0.9, revive_below=0.0)
     np.testing.assert_allclose(updated.counts[0], 0.1 * B * T * (np.arange(K) == 2), rtol=1e-5)
@@ -270,7 +270,7 @@ def test_only_entries_below_the_threshold_are_revived_each_with_a_frame_of_its_o
 
 def test_kmeans_codebooks_are_better_than_random_ones_and_hold_averages():
     vectors = jnp.asarray(normal(300, D) * np.array([3, 1, 0.3, 0.1], np.float32))
-    kmeans = jax.jit(quantize.kmeans_codebooks, static_argnums=(2, 3))
+    kmeans = jax.jit(rvq.kmeans_codebooks, static_argnums=(2, 3))
     fitted = kmeans(jax.random.key(0), vectors, Q, K)
     drawn = jnp.stack([vectors[q * K : (q + 1) * K] for q in range(Q)])
 
@@ -281,11 +281,11 @@ def test_kmeans_codebooks_are_better_than_random_ones_and_hold_averages():
     assert error(fitted.centroids) < 0.7 * error(fitted.centroids[:1]) < 0.6 * error(drawn[:1])
     np.testing.assert_allclose(fitted.sums / fitted.counts[..., None], fitted.centroids, rtol=1e-6)
     np.testing.assert_allclose(fitted.counts.sum(-1), 300)
-    codes = np.asarray(quantize.nearest(vectors, fitted.centroids[0]))
+    codes = np.asarray(rvq.nearest(vectors, fitted.centroids[0]))
     means = [vectors[codes == k].mean(0) for k in range(K)]
     assert np.abs(np.stack(means) - fitted.centroids[0]).max() < 0.3  # Lloyd's fixed point, nearly
 
 
 def test_kmeans_refuses_fewer_frames_than_centroids():
     with pytest.raises(ValueError, match=f"at least codebook_size = {K} frames, got {K - 1}"):
-        quantize.kmeans_codebooks(jax.random.key(0), jnp.zeros((K - 1, D)), Q, K)
+        rvq.kmeans_codebooks(jax.random.key(0), jnp.zeros((K - 1, D)), Q, K)
