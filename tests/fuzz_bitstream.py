@@ -1,0 +1,284 @@
+"""Seeded mutations of .jxc files: every one is refused by name, reported in the right block, or harmless.
+
+    python tests/fuzz_bitstream.py --cases 20000 --seed 0
+
+`blind` mutations change bytes and leave the CRCs alone: nothing but the original may come out. `sealed` mutations change
+fields, sizes or payloads and compute the CRCs anew, which reaches the checks behind them: any answer is legal, a crash,
+a second of work or 64 MB of memory is not.
+"""
+
+import argparse
+import collections
+import dataclasses
+import random
+import sys
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from jaxcodec import bitstream, entropy
+
+MEMORY_LIMIT = 64 * 2**20
+SECONDS_LIMIT = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Good:
+    """A file as `pack` wrote it, and what is in it."""
+
+    data: bytes
+    codes: np.ndarray
+    model: entropy.EntropyModel | None
+
+
+def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
+    """Codes (Q, T) that mostly repeat themselves and the codebook above: something to compress."""
+    codes = rng.integers(0, codebook_size, (num_codebooks, num_frames))
+    for q in range(num_codebooks):
+        for t in range(1, num_frames):
+            if rng.random() < stay:
+                codes[q, t] = codes[q, t - 1]
+        if q:
+            copied = rng.random(num_frames) < stay
+            codes[q, copied] = (codes[q - 1, copied] * 3 + 1) % codebook_size
+    return codes
+
+
+def pack(codes, codebook_size, model=None, **fields):
+    fields = dict(sample_rate=16000, hop_length=160, fingerprint=b"jaxcodec", block_frames=500) | fields
+    fields.setdefault("num_samples", fields["hop_length"] * max(codes.shape[-1] - 1, 0))
+    return bitstream.pack(codes, codebook_size=codebook_size, entropy_model=model, **fields)
+
+
+def good_files(seed=0):
+    """One file or more of every kind: both codings, mixed blocks, one block, many, no frames, odd sizes."""
+    rng = np.random.default_rng(seed)
+    model = entropy.fit(
+        [markov_codes(rng, 4, 400, 20) for _ in range(4)], 20, num_states=8, num_clusters=8, iterations=4
+    )
+    shapes = [(1, 1, 500), (4, 30, 7), (4, 101, 25), (3, 60, 60), (4, 0, 500), (2, 333, 50), (4, 600, 100)]
+    files = []
+    for num_codebooks, num_frames, block_frames in shapes:
+        codes = markov_codes(rng, num_codebooks, num_frames, 20)
+        files += [Good(pack(codes, 20, m, block_frames=block_frames), codes, m) for m in (None, model)]
+    mixed = np.concatenate([markov_codes(rng, 4, 60, 20), rng.integers(0, 20, (4, 60))], axis=1)
+    files.append(Good(pack(mixed, 20, model, block_frames=20), mixed, model))
+    speech_like = rng.integers(0, 1024, (8, 101))
+    files.append(Good(pack(speech_like, 1024), speech_like, None))
+    return files
+
+
+def assemble(head, fields, entries, payloads):
+    """A file of these parts, whatever they say, with the CRCs that go with them."""
+    head = head + b"".join(bitstream._varint(value) for value in [*fields, *entries])
+    header_crc = zlib.crc32(head)
+    body = b""
+    for number, payload in enumerate(payloads):
+        body += payload + bitstream._block_crc(header_crc, number, payload).to_bytes(4, "little")
+    return head + header_crc.to_bytes(4, "little") + body
+
+
+def take_apart(data):
+    """The arguments of `assemble`."""
+    layout = bitstream._parse(data)
+    fields = list(bitstream._fields(layout.header).values())
+    entries = [2 * block.size + block.coded for block in layout.blocks]
+    payloads = [data[block.offset : block.offset + block.size] for block in layout.blocks]
+    return data[: 14 if layout.header.entropy_digest is None else 18], fields, entries, payloads
+
+
+def flip_bits(random, data, _):
+    data = bytearray(data)
+    for _ in range(random.choice([1, 1, 1, 2, 5])):
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    return bytes(data)
+
+
+def set_bytes(random, data, _):
+    data, start = bytearray(data), random.randrange(len(data))
+    for i in range(start, min(start + random.choice([1, 2, 8, 64]), len(data))):
+        data[i] = random.choice([0, 0x7F, 0x80, 0xFF, random.randrange(256)])
+    return bytes(data)
+
+
+def insert(random, data, _):
+    at = random.randrange(len(data) + 1)
+    return data[:at] + random.randbytes(random.choice([1, 2, 4, 100])) + data[at:]
+
+
+def delete(random, data, _):
+    at = random.randrange(len(data))
+    return data[:at] + data[at + random.choice([1, 2, 4, 100]) :]
+
+
+def cut(random, data, _):
+    return data[: random.randrange(len(data))]
+
+
+def swap_blocks(random, data, _):
+    layout = bitstream._parse(data)
+    if len(layout.blocks) < 2:
+        return flip_bits(random, data, _)
+    first, second = sorted(random.sample(layout.blocks, 2))
+    a, b = (data[block.offset : block.offset + block.size + 4] for block in (first, second))
+    return data[: first.offset] + b + data[first.offset + len(a) : second.offset] + a + data[second.offset + len(b) :]
+
+
+def splice(random, data, other):
+    at = random.randrange(len(data))
+    return data[:at] + other[random.choice([at, random.randrange(len(other))]) :]
+
+
+def garbage(random, data, _):
+    return random.choice([b"", bitstream.MAGIC, data[:6]]) + random.randbytes(random.choice([0, 1, 30, 3000]))
+
+
+def edit_fields(random, data, _):
+    head, fields, entries, payloads = take_apart(data)
+    for _ in range(random.choice([1, 1, 2, 3])):
+        values = [
+            0,
+            1,
+            2,
+            255,
+            256,
+            65535,
+            65536,
+            2**31,
+            2**32,
+            2**48,
+            2**62,
+            random.getrandbits(random.randrange(1, 63)),
+        ]
+        field = random.randrange(len(fields))
+        fields[field] = random.choice([*values, fields[field] + 1, max(fields[field] - 1, 0), fields[field] * 2])
+    return assemble(head, fields, entries, payloads)
+
+
+def edit_index(random, data, _):
+    head, fields, entries, payloads = take_apart(data)
+    for _ in range(random.choice([1, 1, 3])):
+        choice = random.randrange(4)
+        if choice == 0 or not entries:
+            entries.insert(random.randrange(len(entries) + 1), random.choice([0, 1, 3, 200, 2**40]))
+        elif choice == 1:
+            entries.pop(random.randrange(len(entries)))
+        else:
+            at = random.randrange(len(entries))
+            entries[at] = random.choice([entries[at] ^ 1, entries[at] + 2, max(entries[at] - 2, 0), 0, 2**62])
+    return assemble(head, fields, entries, payloads)
+
+
+def edit_payload(random, data, other):
+    head, fields, entries, payloads = take_apart(data)
+    for i in range(len(payloads)):
+        if random.random() < 0.5:
+            payloads[i] = (
+                flip_bits(random, payloads[i], other) if random.random() < 0.5 else random.randbytes(len(payloads[i]))
+            )
+    return assemble(head, fields, entries, payloads)
+
+
+def ask_for_much(random, data, _):
+    """A file whose fields agree with each other and promise far more than the data holds."""
+    head, fields, entries, payloads = take_apart(data)
+    names = list(bitstream._LIMITS)
+    fields[names.index("hop_length")] = random.choice([1, 160])
+    fields[names.index("num_samples")] = random.choice([10**4, 10**6, 10**9, 2**40, 2**48])
+    fields[names.index("extra_frames")] = 0
+    fields[names.index("num_codebooks")] = random.choice([4, 256])
+    fields[names.index("block_frames")] = 65535
+    fields[names.index("codebook_size")] = random.choice([fields[names.index("codebook_size")], 65536])
+    num_blocks = -(-fields[names.index("num_samples")] // fields[names.index("hop_length")] // 65535)
+    size = random.choice([10**5, 2 * 10**6, 65535 * 256 * 2, 2**50])
+    entries = [2 * size + random.randrange(2) for _ in range(min(num_blocks, 2000))]
+    return assemble(head, fields, entries, payloads)
+
+
+BLIND = [flip_bits, set_bytes, insert, delete, cut, swap_blocks, splice, garbage]
+SEALED = [edit_fields, edit_index, edit_payload, ask_for_much]
+
+
+def outcome(data, model, errors):
+    """What `unpack` makes of it: an `Unpacked` or the `BitstreamError`. Any other exception is a finding."""
+    try:
+        return bitstream.unpack(data, model, errors=errors)
+    except bitstream.BitstreamError as error:
+        refusal = error
+    assert "\n" not in str(refusal) and type(refusal) is not bitstream.BitstreamError, repr(refusal)
+    return refusal
+
+
+def head_of(data):
+    """Header and index with their CRC."""
+    layout = bitstream._parse(data)
+    return data[: layout.blocks[0].offset if layout.blocks else layout.end]
+
+
+def check_blind(data, good, goods, strict, lenient):
+    """Only the original comes out whole; what is reported damaged is what was changed."""
+    if isinstance(strict, bitstream.Unpacked):
+        assert any(data == g.data and np.array_equal(strict.codes, g.codes) for g in goods), "damage went unnoticed"
+    if isinstance(lenient, bitstream.Unpacked):
+        origin = next(g for g in [good, *goods] if data.startswith(head_of(g.data)))
+        layout = bitstream._parse(origin.data)
+        changed = []
+        for number, block in enumerate(layout.blocks):
+            here = slice(block.offset, block.offset + block.size + 4)
+            start, stop = layout.header.block_range(number)
+            if data[here] != origin.data[here]:
+                changed.append((start, stop))
+                assert not lenient.codes[:, start:stop].any(), "a damaged block is not zeros"
+            else:
+                assert np.array_equal(lenient.codes[:, start:stop], origin.codes[:, start:stop]), (
+                    "a whole block differs"
+                )
+        assert lenient.damaged == changed, f"reported {lenient.damaged}, changed {changed}"
+
+
+def run(cases, seed, goods=None):
+    """Counts of outcomes by mutation. Raises `AssertionError` that names the case, to be run again by its seed."""
+    goods = goods or good_files()
+    counts = collections.Counter()
+    tracemalloc.start()
+    try:
+        for case in range(cases):
+            rng = random.Random(f"{seed}/{case}")
+            good, other = rng.choice(goods), rng.choice(goods)
+            mutation = rng.choice(BLIND + SEALED)
+            data = mutation(rng, good.data, other.data)
+            tracemalloc.reset_peak()
+            before, started = tracemalloc.get_traced_memory()[0], time.perf_counter()
+            try:
+                results = [outcome(data, good.model, errors) for errors in ("raise", "report")]
+                peak, seconds = tracemalloc.get_traced_memory()[1] - before, time.perf_counter() - started
+                assert peak < MEMORY_LIMIT, f"{peak / 2**20:.0f} MB"
+                assert seconds < SECONDS_LIMIT, f"{seconds:.1f} s"
+                if mutation in BLIND:
+                    check_blind(data, good, goods, *results)
+            except Exception as error:
+                raise AssertionError(f"case {case} of seed {seed}, {mutation.__name__}: {error!r}") from error
+            for errors, result in zip(("raise", "report"), results, strict=True):
+                name = type(result).__name__
+                if isinstance(result, bitstream.Unpacked):
+                    name = "damage reported" if result.damaged else "decoded"
+                counts[mutation.__name__, errors, name] += 1
+            counts["peak MB"] = max(counts["peak MB"], round(peak / 2**20, 1))
+            counts["slowest s"] = max(counts["slowest s"], round(seconds, 3))
+    finally:
+        tracemalloc.stop()
+    return counts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for key, count in sorted(run(arguments.cases, arguments.seed).items(), key=str):
+        print(*(key if isinstance(key, tuple) else (key,)), count)

@@ -1,0 +1,100 @@
+"""Codecs on disk: what is written is what is read, whatever the kind of file, and damage has a name."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import jaxcodec
+from jaxcodec import checkpoint, pretrained
+from tests import support
+
+
+@pytest.fixture(scope="module")
+def codec():
+    """A small codec with the marks of training."""
+    return support.trained_codec(support.small_config(model__causal=True))
+
+
+def test_a_safetensors_file_holds_the_whole_codec(codec, tmp_path):
+    written = jaxcodec.save(codec, tmp_path / "codec.safetensors")
+    loaded = jaxcodec.load(tmp_path / "codec.safetensors")
+    support.assert_trees_close(loaded, codec, rtol=0)
+    assert loaded.module == codec.module and loaded.config == codec.config
+    assert pretrained.fingerprint(loaded) == pretrained.fingerprint(codec) == pretrained.fingerprint(written)
+
+
+def test_half_precision_is_half_the_size_and_its_own_model(codec, tmp_path):
+    jaxcodec.save(codec, tmp_path / "full.safetensors")
+    written = jaxcodec.save(codec, tmp_path / "half.safetensors", dtype="float16")
+    sizes = [len(pretrained.to_bytes(codec, dtype)) for dtype in ("float32", "float16")]
+    assert 0.4 < sizes[1] / sizes[0] < 0.75
+    loaded = jaxcodec.load(str(tmp_path / "half.safetensors"))
+    support.assert_trees_close(loaded, written, rtol=0)
+    support.assert_trees_close(loaded, codec, rtol=1e-3, atol=1e-6)
+    assert pretrained.fingerprint(loaded) != pretrained.fingerprint(codec)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+
+
+def test_the_fingerprint_names_weights_codebooks_and_recipe(codec):
+    other = [
+        codec.replace(params=jax.tree.map(lambda x: x + 1e-6, codec.params)),
+        codec.replace(centroids=codec.centroids + 1e-6),
+        support.trained_codec(support.small_config(model__causal=False)),
+    ]
+    fingerprints = {pretrained.fingerprint(c) for c in (codec, *other)}
+    assert len(fingerprints) == 4 and {len(f) for f in fingerprints} == {8}
+
+
+def test_the_checkpoints_of_a_run_load_from_either_directory(tmp_path):
+    config = support.small_config()
+    state = support.trained_state(config)
+    with checkpoint.Checkpoints(str(tmp_path / "checkpoints"), config) as checkpoints:
+        checkpoints.save(state, 3.0)
+        checkpoints.save(state.replace(step=state.step + 1, params=jax.tree.map(lambda x: 2 * x, state.params)), 1.0)
+    best = jaxcodec.load(tmp_path)
+    support.assert_trees_close(best.params, state.params, rtol=0)
+    latest = jaxcodec.load(tmp_path / "checkpoints", best=False)
+    support.assert_trees_close(latest.params, jax.tree.map(lambda x: 2 * x, state.params), rtol=0)
+    np.testing.assert_array_equal(best.centroids, state.codebooks.centroids)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a safetensors file that can be read"),
+        (b"RIFF" + bytes(100), "is not a safetensors file that can be read"),
+        (None, "There is no codec at"),
+    ],
+)
+def test_a_file_that_holds_no_codec_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "codec.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        jaxcodec.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_safetensors_files_and_cut_ones_are_refused(codec, tmp_path):
+    import safetensors.numpy
+
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safetensors.numpy.save({"weight": np.zeros(3)}))
+    with pytest.raises(ValueError, match='holds no codec of this version: its format is "None", not "jaxcodec 1"'):
+        jaxcodec.load(path)
+    path.write_bytes(pretrained.to_bytes(codec)[:-5])
+    with pytest.raises(ValueError, match="is not a safetensors file that can be read"):
+        jaxcodec.load(path)
+
+
+def test_what_cannot_be_stored_is_refused(codec, tmp_path):
+    with pytest.raises(ValueError, match='dtype is "int8", expected "float32" or "float16"'):
+        jaxcodec.save(codec, tmp_path / "x", dtype="int8")
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(ValueError, match="codebooks/centroids has values that float16 cannot hold"),
+    ):
+        jaxcodec.save(codec.replace(centroids=codec.centroids + 1e6), tmp_path / "x", dtype="float16")
+    assert not (tmp_path / "x").exists()
