@@ -441,7 +441,9 @@ def _check_model(header: Header, model: entropy.EntropyModel | None) -> None:
     """Raises unless `model` is the one the file was coded with."""
     assert header.entropy_digest is not None
     if model is None:
-        raise MissingEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, and no entropy_model given")
+        raise MissingEntropyModel(
+            f"entropy coded with the tables {header.entropy_digest.hex()}, and none given: load the model file that has them"
+        )
     if model.digest[:DIGEST_BYTES] != header.entropy_digest:
         given = model.digest[:DIGEST_BYTES].hex()
         raise WrongEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, the given one is {given}")

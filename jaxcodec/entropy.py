@@ -188,10 +188,7 @@ class EntropyModel:
         """
         frequencies = np.diff(cumulative(self.weights)).astype(np.float64)
         categorical = _constriction().model.Categorical
-        return [
-            [categorical(row - 1.0, perfect=False, lazy=False) for row in codebook]
-            for codebook in frequencies
-        ]
+        return [[categorical(row - 1.0, perfect=False, lazy=False) for row in codebook] for codebook in frequencies]
 
 
 def _constriction():

@@ -468,7 +468,7 @@ def _check_num_codebooks(codec, num_codebooks):
 def _check_lengths(codec, lengths, frames):
     """Lengths in samples as a list of ints, one for each clip of `frames` frames."""
     lengths = np.asarray(lengths)
-    if lengths.dtype.kind not in "iu" or lengths.size != len(frames):
+    if lengths.size != len(frames) or (lengths.size and lengths.dtype.kind not in "iu"):
         raise ValueError(f"lengths must be {len(frames)} integers, one a clip, got {lengths.dtype} {lengths.shape}.")
     lengths = [int(n) for n in lengths.reshape(-1)]
     for length, present in zip(lengths, frames, strict=True):

@@ -7,8 +7,10 @@ that encoding and decoding need. Tensors are named by their path, "params/encode
 import hashlib
 import importlib.resources
 import json
+import uuid
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -32,7 +34,7 @@ def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCod
       ValueError: there is no codec at `path`, or it cannot be read.
     """
     if path is None:
-        return _from_bytes((importlib.resources.files("jaxcodec") / "models" / BUNDLED).read_bytes(), BUNDLED)
+        return _from_bytes(importlib.resources.files("jaxcodec").joinpath("models", BUNDLED).read_bytes(), BUNDLED)
     location = epath.Path(path).expanduser()
     if location.is_dir():
         from jaxcodec import checkpoint
@@ -68,7 +70,13 @@ def save(codec: TrainedCodec, path: epath.PathLike, dtype: str = "float32") -> T
       ValueError: a dtype it cannot be stored in, a weight that float16 cannot hold.
     """
     data = to_bytes(codec, dtype)
-    epath.Path(path).expanduser().write_bytes(data)
+    path = epath.Path(path).expanduser()
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)  # never half a file
+    finally:
+        partial.unlink(missing_ok=True)
     return _from_bytes(data, path)
 
 
@@ -78,26 +86,37 @@ def to_bytes(codec: TrainedCodec, dtype: str = "float32") -> bytes:
 
     if dtype not in ("float32", "float16"):
         raise ValueError(f'dtype is "{dtype}", expected "float32" or "float16".')
-    tensors = {name: array.astype(dtype) for name, array in _arrays(codec).items()}
+    with np.errstate(over="ignore"):
+        tensors = {name: array.astype(dtype) for name, array in _arrays(codec).items()}
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has values that {dtype} cannot hold: store it as float32.")
     if codec.entropy is not None:
         tensors |= {f"entropy/{name}": array for name, array in codec.entropy.to_arrays().items()}
-    return safetensors.numpy.save(tensors, {"format": FORMAT, "config": _recipe(codec)})
+    # One key: the order of several changes from call to call, and with it the file.
+    return safetensors.numpy.save(
+        tensors, {"jaxcodec": json.dumps({"format": FORMAT, "config": codec.config.to_dict()})}
+    )
 
 
 def fingerprint(codec: TrainedCodec) -> bytes:
     """8 bytes that name the weights, the codebooks and the recipe: equal for codecs that make the same codes."""
-    digest = hashlib.blake2b(_recipe(codec).encode(), digest_size=8)
+    known, digest = _last_fingerprint
+    if codec is not known:
+        digest = _fingerprint(codec)
+        _last_fingerprint[:] = codec, digest
+    return digest
+
+
+_last_fingerprint: list = [None, b""]  # a corpus is packed file by file, and hashing takes longer than packing
+
+
+def _fingerprint(codec):
+    digest = hashlib.blake2b(json.dumps(codec.config.to_dict(), sort_keys=True).encode(), digest_size=8)
     for name, array in sorted(_arrays(codec).items()):
         digest.update(f"{name} {array.shape}".encode())
         digest.update(array.astype("<f4").tobytes())
     return digest.digest()
-
-
-def _recipe(codec):
-    return json.dumps(codec.config.to_dict(), sort_keys=True, default=list)
 
 
 def _arrays(codec):
@@ -115,19 +134,38 @@ def _from_bytes(data, path):
     try:
         tensors = safetensors.numpy.load(data)
         size = int.from_bytes(data[:8], "little")  # safetensors' own reader gives metadata of files only, not of bytes
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        header = json.loads(json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("jaxcodec", "{}"))
     except Exception as error:
         raise ValueError(f"{path} is not a safetensors file that can be read ({error}).") from None
-    if metadata.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise ValueError(
-            f'{path} holds no codec of this version: its format is "{metadata.get("format")}", not "{FORMAT}".'
+            f'{path} holds no codec of this version: its format is "{header.get("format")}", not "{FORMAT}".'
         )
-    config = ml_collections.ConfigDict(json.loads(metadata["config"]))
-    params = {k.removeprefix("params/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("params/")}
-    tables = {k.removeprefix("entropy/"): v for k, v in tensors.items() if k.startswith("entropy/")}
-    return make(
-        flax.traverse_util.unflatten_dict(params, sep="/"),
-        tensors["codebooks/centroids"].astype(np.float32),
-        config,
+    params, tables = _section(tensors, "params/"), _section(tensors, "entropy/")
+    centroids = tensors.get("codebooks/centroids", np.zeros(0)).astype(np.float32)
+    codec = make(
+        flax.traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in params.items()}, sep="/"),
+        centroids,
+        ml_collections.ConfigDict(header["config"]),
         EntropyModel.from_arrays(tables) if tables else None,
     )
+    _check_shapes(codec, path)
+    return codec
+
+
+def _section(tensors, prefix):
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _check_shapes(codec, path):
+    """Raises `ValueError` where the arrays are not those of the recipe."""
+    expected = jax.eval_shape(
+        codec.module.init, jax.random.key(0), jnp.zeros((1, 2 * codec.hop_length)), jnp.zeros(1, jnp.int32)
+    )
+    flat = flax.traverse_util.flatten_dict(expected["params"], sep="/")
+    shapes = {f"params/{name}": array.shape for name, array in flat.items()}
+    shapes["codebooks/centroids"] = expected["codebooks"]["quantizer"]["averages"].centroids.shape
+    actual = {name: array.shape for name, array in _arrays(codec).items()}
+    for name in sorted(shapes.keys() | actual.keys()):
+        if shapes.get(name) != actual.get(name):
+            raise ValueError(f"{path}: {name} has shape {actual.get(name)}, its recipe has {shapes.get(name)}.")

@@ -55,20 +55,24 @@ def run_batch(op: Operation, codec, values: jax.Array, lengths: jax.Array) -> ja
 
 def run_clips(op: Operation, codec, clips: list[np.ndarray]) -> list[np.ndarray]:
     """Results (T, ...) of each of some concrete clips (L, ...), computed together, `MAX_FRAMES` frames at a time."""
+    shapes = sorted({clip.shape[1:] for clip in clips})
+    if len(shapes) > 1:  # codes of different numbers of codebooks
+        results = {shape: iter(run_clips(op, codec, [c for c in clips if c.shape[1:] == shape])) for shape in shapes}
+        return [next(results[clip.shape[1:]]) for clip in clips]
     counts = [op.num_frames(len(clip)) for clip in clips]
     frames = _window_frames(op, max(counts, default=0))
     body = frames - sum(op.context)
     num_windows = sum(-(-count // body) for count in counts)
     group = min(_power_of_two(num_windows), MAX_FRAMES // frames)
     cuts = ((index, window) for index, clip in enumerate(clips) for window in _cut(op, [clip], frames))
-    results: list[list[np.ndarray]] = [[] for _ in clips]
+    parts: list[list[np.ndarray]] = [[] for _ in clips]
     while batch := list(itertools.islice(cuts, group)):
         for (index, _), result in zip(batch, _apply(op, codec, [w for _, w in batch], group), strict=True):
-            results[index].append(result)
+            parts[index].append(result)
     if not all(counts):
         empty = _empty_result(op, codec, clips[0], frames)
-        results = [parts or [empty] for parts in results]
-    return [np.concatenate(parts) for parts in results]
+        parts = [part or [empty] for part in parts]
+    return [np.concatenate(part) for part in parts]
 
 
 def run_pieces(op: Operation, codec, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,3 +1,5 @@
+import io
+import os
 import struct
 import subprocess
 import sys
@@ -106,7 +108,7 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value):
     samples = sine()
     samples[17] = value
     soundfile.write(tmp_path / "odd.wav", samples, 16000, subtype="FLOAT")
-    with pytest.raises(audio.NonFiniteAudio, match=r"odd\.wav: 1 NaN or infinite"):
+    with pytest.raises(audio.NonFiniteAudio, match=r"odd\.wav: NaN or infinite samples, the first at 0\.001 s"):
         audio.load(tmp_path / "odd.wav")
 
 
@@ -128,6 +130,79 @@ def test_short_and_silent_audio_is_refused_at_the_stated_limits():
     with pytest.raises(audio.SilentAudio, match="-70 dBFS"):
         audio.check_usable(np.full(16000, 10 ** (-70.1 / 20), np.float32), "silent.wav")
     audio.check_usable(np.full(16000, 10 ** (-69.9 / 20), np.float32), "quiet.wav")
+
+
+def noise(num_samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.9, 0.9, num_samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("native_rate", [8000, 11025, 16000, 22050, 44100, 48000, 12345])
+@pytest.mark.parametrize("num_samples", [1, 7, 1000, 30001])
+def test_blocks_are_the_resampled_whole_bit_for_bit(tmp_path, native_rate, num_samples):
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, noise(num_samples), native_rate, subtype="FLOAT")
+    blocks = list(audio.read_blocks(path, block_seconds=0.0173))
+    whole = audio.resample(noise(num_samples), native_rate, 16000).clip(-1.0, 1.0)
+    assert len(whole) == -(-num_samples * 16000 // native_rate)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    np.testing.assert_array_equal(audio.load(path), whole)
+    assert all(0 < len(block) < 5000 for block in blocks)
+    assert len(blocks) > 1 or num_samples <= 1000  # soxr holds the first ones back
+
+
+class Pipe(io.BytesIO):
+    """A stream that can only be read."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation("seek")
+
+
+@pytest.mark.parametrize("stream", [io.BytesIO, Pipe])
+def test_blocks_come_from_an_open_stream_as_from_a_file(wav, stream):
+    np.testing.assert_array_equal(np.concatenate(list(audio.read_blocks(stream(wav.read_bytes())))), audio.load(wav))
+    with pytest.raises(audio.TruncatedAudio, match="audio: truncated, 7978 of 16000 bytes"):
+        next(audio.read_blocks(stream(wav.read_bytes()[:8022])))
+    with pytest.raises(audio.ZeroBytes):
+        next(audio.read_blocks(stream(b"")))
+
+
+def test_blocks_before_the_damage_are_good_and_the_damage_is_refused(tmp_path):
+    samples = sine(1.0)
+    samples[12000] = np.inf
+    soundfile.write(tmp_path / "odd.wav", samples, 16000, subtype="FLOAT")
+    blocks = audio.read_blocks(tmp_path / "odd.wav", block_seconds=0.5)
+    np.testing.assert_array_equal(next(blocks), samples[:8000])
+    with pytest.raises(audio.NonFiniteAudio, match=r"first at 0\.750 s"):
+        next(blocks)
+
+
+@pytest.mark.parametrize("extension", audio.EXTENSIONS)
+def test_blocks_are_written_as_the_whole(tmp_path, extension):
+    samples = 1.2 * noise(20000)  # beyond full scale, so that clipping shows
+    audio.save(tmp_path / f"whole{extension}", samples)
+    audio.write_blocks(tmp_path / f"blocks{extension}", np.split(samples, [1, 7000, 7000]))
+    whole, blocks = (audio.load(tmp_path / f"{name}{extension}") for name in ("whole", "blocks"))
+    assert len(blocks) == len(whole) >= 20000
+    difference = np.sqrt(np.mean((blocks - whole) ** 2))
+    assert difference <= (0 if extension in (".wav", ".flac") else 0.05)  # a vorbis encoder hears how it is fed
+
+
+def test_a_wav_too_large_for_32_bits_is_written_as_rf64_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_WAV_BYTES", 10000)
+    path = tmp_path / "long.wav"
+    audio.write_blocks(path, [sine(), sine()], num_samples=16000)
+    assert path.read_bytes()[:4] == b"RF64"
+    np.testing.assert_array_equal(audio.to_int16(audio.load(path)), audio.to_int16(np.tile(sine(), 2)))
+    os.truncate(path, 20000)
+    with pytest.raises(audio.TruncatedAudio, match="of 32000 bytes"):
+        audio.load(path)
+    with pytest.raises(ValueError, match="at most 4 GiB, write flac"):
+        audio.write_blocks(path, [sine(), sine()])
+    audio.write_blocks(path, [sine()[:5000]], num_samples=5000)
+    assert path.read_bytes()[:4] == b"RIFF"
 
 
 def test_importing_the_data_ring_imports_no_heavy_package():

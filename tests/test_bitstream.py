@@ -224,7 +224,7 @@ def test_other_files_other_versions_and_other_codings_are_refused_by_name(codes)
 def test_a_coded_file_asks_for_its_own_entropy_model(codes, model):
     data = pack(codes, K, model)
     name = model.digest[:4].hex()
-    with pytest.raises(bitstream.MissingEntropyModel, match=f"model {name}, and no entropy_model given"):
+    with pytest.raises(bitstream.MissingEntropyModel, match=f"tables {name}, and none given"):
         bitstream.unpack(data)
     other = dataclasses.replace(model, weights=model.weights[:, ::-1].copy())
     with pytest.raises(bitstream.WrongEntropyModel, match=f"model {name}, the given one is {other.digest[:4].hex()}"):

@@ -148,6 +148,14 @@ def test_fewer_codebooks_are_a_prefix(codec):
     assert jaxcodec.decode(codec, codes[:2], 700).shape == (700,)
 
 
+def test_a_list_may_mix_numbers_of_codebooks():
+    codec = trained()
+    codes = [np.asarray(c)[:q] for c, q in zip(jaxcodec.encode(codec, clips((700, 0, 331))), (4, 1, 2), strict=True)]
+    for listed, alone in zip(jaxcodec.decode(codec, codes, (700, 0, 331)), codes, strict=True):
+        np.testing.assert_allclose(listed, jaxcodec.decode(codec, alone, len(listed)), atol=1e-5)
+    assert jaxcodec.decode(codec, []) == []
+
+
 def test_int16_is_float_divided_by_32768():
     codec = trained()
     samples = (clips()[0] * 32768).astype(np.int16)

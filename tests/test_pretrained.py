@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import jaxcodec
 from jaxcodec import checkpoint, pretrained
@@ -89,12 +90,36 @@ def test_other_safetensors_files_and_cut_ones_are_refused(codec, tmp_path):
         jaxcodec.load(path)
 
 
+def test_the_same_codec_is_the_same_file(codec):
+    assert len({pretrained.to_bytes(codec) for _ in range(4)}) == 1
+
+
+def test_weights_that_are_not_those_of_the_recipe_are_refused(codec, tmp_path):
+    encoder = {name: value for name, value in codec.params.items() if name == "encoder"}
+    (tmp_path / "half.safetensors").write_bytes(pretrained.to_bytes(codec.replace(params=encoder)))
+    with pytest.raises(ValueError, match=r"params/decoder/network/.* has shape None, its recipe has \("):
+        jaxcodec.load(tmp_path / "half.safetensors")
+    (tmp_path / "fewer.safetensors").write_bytes(pretrained.to_bytes(codec.replace(centroids=codec.centroids[:2])))
+    with pytest.raises(ValueError, match=r"codebooks/centroids has shape \(2, 16, 8\), its recipe has \(4, 16, 8\)"):
+        jaxcodec.load(tmp_path / "fewer.safetensors")
+
+
+def test_a_save_that_fails_leaves_what_was_there(codec, tmp_path, monkeypatch):
+    path = tmp_path / "codec.safetensors"
+    path.write_bytes(b"precious")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        jaxcodec.save(codec, path)
+    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+
+
 def test_what_cannot_be_stored_is_refused(codec, tmp_path):
     with pytest.raises(ValueError, match='dtype is "int8", expected "float32" or "float16"'):
         jaxcodec.save(codec, tmp_path / "x", dtype="int8")
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(ValueError, match="codebooks/centroids has values that float16 cannot hold"),
-    ):
+    with pytest.raises(ValueError, match="codebooks/centroids has values that float16 cannot hold"):
         jaxcodec.save(codec.replace(centroids=codec.centroids + 1e6), tmp_path / "x", dtype="float16")
     assert not (tmp_path / "x").exists()

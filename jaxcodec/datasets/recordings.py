@@ -94,10 +94,10 @@ def list_audio(folder: epath.PathLike) -> list[tuple[str, epath.Path]]:
     """
     root = epath.Path(folder)
     if not root.is_dir():
-        raise ValueError(f"data_dir {str(folder)!r} is not a directory")
+        raise ValueError(f"the folder {str(folder)!r} is not a directory")
     names = sorted(_walk(root))
     if not names:
-        raise ValueError(f"data_dir {str(folder)!r} has no {'/'.join(e[1:] for e in audio.EXTENSIONS)} file in it")
+        raise ValueError(f"the folder {str(folder)!r} has no {'/'.join(e[1:] for e in audio.EXTENSIONS)} file in it")
     return [(name, root / name) for name in names]
 
 

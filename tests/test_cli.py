@@ -1,0 +1,414 @@
+"""The command line, in process: files in, files out, exit codes, and one line for whatever goes wrong."""
+
+import csv
+import errno
+import importlib.resources
+import io
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxcodec import audio, bitstream, cli, compress, entropy, evaluate, export, inference, pretrained, tokens
+from tests import support
+
+ROOT = pathlib.Path(cli.__file__).parent.parent
+
+
+def make_codec(**overrides):
+    config = support.small_config(**overrides)
+    state = support.settle_codebooks(support.make_state(support.make_model(config)))
+    return pretrained.make(state.params, state.codebooks.centroids, config)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    """A tiny codec with codes of all values."""
+    return make_codec()
+
+
+@pytest.fixture(scope="module")
+def model(codec, tmp_path_factory):
+    """The codec's file."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pretrained.save(codec, path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def speech(folder):
+    """A recording of 1.2 s, speech.wav."""
+    audio.save("speech.wav", support.speech_like(1, 19201)[0])
+    return audio.load("speech.wav")
+
+
+@pytest.fixture
+def recordings(folder):
+    """A folder recordings/ with recordings of several rates, one of them in a folder of its own, and a file that is none."""
+    os.makedirs("recordings/deep")
+    audio.save("recordings/a.wav", support.speech_like(1, 3000)[0])
+    soundfile.write("recordings/deep/b.flac", support.speech_like(2, 9000)[:, :8001].T, 22050)
+    audio.save("recordings/deep/c.ogg", support.speech_like(1, 5000)[0])
+    pathlib.Path("recordings/text.wav").write_text("hello")
+    return folder / "recordings"
+
+
+@pytest.fixture
+def run(model, capsys):
+    """Runs one command with the tiny model; returns its exit code, stdout and the lines of stderr."""
+
+    def run(*arguments, model=model):
+        if model and arguments[0] in ("encode", "decode", "truncate", "eval", "tokens"):
+            arguments += ("--model", model)
+        code = cli.main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return code, told.out, told.err.splitlines()
+
+    return run
+
+
+def stream(data=b""):
+    """A pipe's end of which only the bytes matter."""
+    return types.SimpleNamespace(buffer=io.BytesIO(data), flush=lambda: None)
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in pathlib.Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_recording_goes_to_bytes_and_back_as_through_the_functions(run, codec, speech):
+    code, out, told = run("encode", "speech.wav", "-o", "speech.jxc")
+    assert (code, out, len(told)) == (0, "", 1)
+    data = pathlib.Path("speech.jxc").read_bytes()
+    codes = np.asarray(inference.encode(codec, speech))
+    assert data == compress.pack(codec, codes, len(speech))
+    rate = float(re.search(r"encoded 1 of 1, 1\.2 s of audio in .* x real time\), (.*) kbit/s$", told[0])[1])
+    assert rate == pytest.approx(8e-3 * len(data) / (len(speech) / 16000), rel=1e-2)
+
+    code, out, told = run("decode", "speech.jxc", "-o", "decoded.wav")
+    assert (code, out, len(told)) == (0, "", 1)
+    decoded, rate = soundfile.read("decoded.wav", dtype="int16")
+    assert rate == 16000
+    np.testing.assert_array_equal(decoded, audio.to_int16(inference.decode(codec, codes, len(speech))))
+
+
+def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_the_others(run, recordings):
+    code, _, told = run("encode", "recordings", "-o", "codes")
+    assert code == 1 and len(told) == 2
+    assert told[0] == "jaxcodec: recordings/text.wav: not audio that can be read (Format not recognised)"
+    assert "encoded 3 of 4" in told[1]
+    assert files("codes") == ["a.jxc", "deep/b.jxc", "deep/c.jxc"]
+    assert run("decode", "codes", "-o", "decoded", "--format", "flac")[0] == 0
+    assert files("decoded") == ["a.flac", "deep/b.flac", "deep/c.flac"]
+    assert len(audio.load("decoded/deep/b.flac")) == -(-8001 * 16000 // 22050)
+
+
+def test_several_files_go_to_a_folder_and_two_of_one_name_are_not_mixed_up(run, recordings):
+    audio.save("recordings/deep/a.wav", support.speech_like(1, 500)[0])
+    code, _, told = run("encode", "recordings/a.wav", "recordings/deep/a.wav", "-o", "codes")
+    assert code == 1 and told[0].startswith("jaxcodec: recordings/deep/a.wav: another input is written to codes/a.jxc")
+    assert files("codes") == ["a.jxc"]
+    assert bitstream.read_header(pathlib.Path("codes/a.jxc").read_bytes()).num_samples == 3000
+
+
+def test_what_exists_is_replaced_only_by_force(run, speech):
+    pathlib.Path("speech.jxc").write_text("mine")
+    code, _, told = run("encode", "speech.wav", "-o", "speech.jxc")
+    assert code == 1 and told == ["jaxcodec: speech.wav: speech.jxc exists, --force replaces it"]
+    assert pathlib.Path("speech.jxc").read_text() == "mine"
+    assert run("encode", "speech.wav", "-o", "speech.jxc", "--force")[0] == 0
+    assert pathlib.Path("speech.jxc").read_bytes()[:4] == bitstream.MAGIC
+
+
+def test_an_output_that_cannot_be_finished_leaves_nothing(run, speech, monkeypatch):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+
+    def fill_the_disk(*_):
+        yield np.zeros(10, np.float32)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_silence", fill_the_disk)
+    assert run("decode", "speech.jxc", "-o", "out.wav") == (1, "", ["jaxcodec: speech.jxc: No space left on device"])
+    assert files(".") == ["speech.jxc", "speech.wav"]
+
+
+def test_pipes_carry_the_bytes_of_files(run, speech, monkeypatch):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    run("decode", "speech.jxc", "-o", "decoded.wav")
+    for command, source, expected in (("encode", "speech.wav", "speech.jxc"), ("decode", "speech.jxc", "decoded.wav")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream(pathlib.Path(source).read_bytes()))
+            patch.setattr(sys, "stdout", stream())
+            assert run(command, "-", "-o", "-")[0] == 0
+            assert sys.stdout.buffer.getvalue() == pathlib.Path(expected).read_bytes()
+
+
+def test_long_recordings_in_blocks_have_the_same_bytes_and_the_same_sound(run, speech, monkeypatch):
+    run("encode", "speech.wav", "-o", "whole.jxc")
+    run("decode", "whole.jxc", "-o", "whole.wav")
+    monkeypatch.setattr(tokens, "_BATCH_BLOCKS", 0)
+    monkeypatch.setattr(tokens, "_BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(cli, "_WHOLE_SECONDS", 0.1)
+    run("encode", "speech.wav", "-o", "blocks.jxc")
+    run("decode", "blocks.jxc", "-o", "blocks.wav")
+    assert pathlib.Path("blocks.jxc").read_bytes() == pathlib.Path("whole.jxc").read_bytes()
+    np.testing.assert_allclose(audio.load("blocks.wav"), audio.load("whole.wav"), atol=1.5 / 32768)
+
+
+def damage(path, block):
+    """Flips a bit of one block of a file whose blocks are of one size; returns its frames."""
+    data = bytearray(pathlib.Path(path).read_bytes())
+    frames, size = bitstream.BLOCK_FRAMES, bitstream.BLOCK_FRAMES * 4 * 4 // 8 + 4
+    last = bitstream.read_header(data).num_frames % frames * 4 * 4 // 8 + 4
+    data[-last - (bitstream.read_header(data).num_blocks - 1 - block) * size + 7] ^= 1
+    pathlib.Path(path).write_bytes(data)
+    return block * frames, (block + 1) * frames
+
+
+def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(run, codec, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc", "--no_entropy")
+    run("decode", "speech.jxc", "-o", "good.wav")
+    start, stop = damage("speech.jxc", 1)
+    code, _, told = run("decode", "speech.jxc", "-o", "decoded.wav")
+    assert code == 1
+    assert told == ["jaxcodec: speech.jxc: block 1 at 0.50 to 1.00 s is damaged, --keep_damaged decodes the rest"]
+    assert not os.path.exists("decoded.wav")
+    code, _, told = run("decode", "speech.jxc", "-o", "decoded.wav", "--keep_damaged")
+    assert code == 1 and told[0] == "jaxcodec: speech.jxc: damaged, silence at 0.50 to 1.00 s"
+    good, decoded = audio.load("good.wav"), audio.load("decoded.wav")
+    start, stop = start * codec.hop_length, stop * codec.hop_length
+    assert not decoded[start:stop].any()
+    assert good[start:stop].any()
+    context = 100 * codec.hop_length  # beyond what the decoder sees of neighbours
+    np.testing.assert_allclose(decoded[: start - context], good[: start - context], atol=1.5 / 32768)
+    np.testing.assert_allclose(decoded[stop + context :], good[stop + context :], atol=1.5 / 32768)
+
+
+def test_truncating_is_encoding_with_fewer_codebooks(run, speech):
+    run("encode", "speech.wav", "-o", "whole.jxc")
+    run("encode", "speech.wav", "-o", "two.jxc", "--codebooks", "2")
+    assert run("truncate", "whole.jxc", "-o", "truncated.jxc", "--codebooks", "2")[0] == 0
+    assert pathlib.Path("truncated.jxc").read_bytes() == pathlib.Path("two.jxc").read_bytes()
+    code, _, told = run("truncate", "two.jxc", "-o", "three.jxc", "--codebooks", "3")
+    assert code == 1 and told == ["jaxcodec: two.jxc: cannot keep 3 of 2 codebooks."]
+
+
+def test_info_describes_files_and_models(run, codec, model, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc", "--codebooks", "2")
+    code, out, _ = run("info", "speech.jxc", model, "--json")
+    file, description = json.loads(out)
+    assert code == 0
+    assert (file["num_samples"], file["num_codebooks"], file["nominal_kbps"]) == (len(speech), 2, 8.0)
+    assert file["bytes"] == os.path.getsize("speech.jxc") and file["seconds"] == len(speech) / 16000
+    assert file["model"] == description["model"] == pretrained.fingerprint(codec).hex()
+    assert (description["frame_rate"], description["latency_seconds"]) == (1000.0, None)
+    code, out, told = run("info", "gone.jxc", "speech.jxc", "speech.wav")
+    assert code == 1 and re.search(r"^num samples +19201$", out, re.MULTILINE)
+    assert [line.split(": ")[1] for line in told] == ["gone.jxc", "speech.wav"]
+
+
+def test_eval_prints_a_table_and_writes_every_clip(run, recordings, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pystoi" else find(name))
+    audio.save("recordings/silence.wav", np.zeros(8000, np.float32))
+    code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--json", "scores.json", "--csv", "scores.csv")
+    assert code == 1
+    assert "estoi is not measured, its package is not installed: pip install 'jaxcodec[metrics]'" in told[0]
+    assert told[1].startswith("jaxcodec: recordings/text.wav: not audio")
+    assert "jaxcodec: snr is the mean without 1 of 4 clips: too short or silent" in told
+    title, *lines = out.splitlines()
+    assert title.split()[:2] == ["codebooks", "kbit/s"] and "ESTOI" not in title
+    assert [line.split()[0] for line in lines] == ["1", "4"]
+    report = json.loads(pathlib.Path("scores.json").read_text())
+    rows = list(csv.DictReader(pathlib.Path("scores.csv").read_text().splitlines()))
+    assert len(rows) == len(report["clips"]) == 8 and len(report["failed"]) == 1
+    names = {row["clip"] for row in rows}
+    assert names == {"a.wav", "deep/b.flac", "deep/c.ogg", "silence.wav"}
+    snrs = [float(row["snr"]) for row in rows if row["codebooks"] == "4" and row["snr"]]
+    assert float(lines[1].split()[2]) == pytest.approx(np.mean(snrs), abs=0.006)
+    code, _, told = run("eval", "recordings", "--csv", "scores.csv")
+    assert code == 1 and told == ["jaxcodec: scores.csv exists, --force replaces it"]
+
+
+def test_tokens_are_made_once_and_bad_recordings_are_named(run, recordings):
+    code, _, told = run("tokens", "recordings", "-o", "out", "--codebooks", "3", "--shard_size", "2")
+    assert code == 1
+    assert [line.split(": ")[1] for line in told] == ["recordings/text.wav", told[1].removeprefix("jaxcodec: ")]
+    assert told[1].startswith("jaxcodec: 3 recordings, ") and told[1].endswith("in out, 1 recordings failed")
+    assert files("out") == ["manifest.json", "tokens-00000-of-00002.npz", "tokens-00001-of-00002.npz"]
+    shards = [np.load(path) for path in sorted(pathlib.Path("out").glob("*.npz"))]
+    assert sum(shard["codes"].shape[1] for shard in shards) == sum(-(-n // 16) for n in (3000, 5806, 5000)) + 3 * (
+        make_codec().num_frames(16) - 1
+    )
+    code, _, told = run("tokens", "recordings", "-o", "out", "--shard_size", "2")
+    assert code == 1 and "begun with num_codebooks = 3, this command has 4" in told[0]
+
+
+def test_export_writes_a_model_that_makes_the_same_files(run, codec, model, speech, recordings, monkeypatch):
+    os.remove("recordings/text.wav")
+    assert run("export", model, "-o", "half.safetensors", "--dtype", "float16")[0] == 0
+    assert os.path.getsize("half.safetensors") < 0.7 * os.path.getsize(model)
+    tables = entropy.fit([np.asarray(inference.encode(codec, speech))], codec.codebook_size)
+    fitted = []
+    monkeypatch.setattr(entropy, "fit", lambda clips, size: fitted.extend(clips) or tables)
+    assert run("export", model, "-o", "coded.safetensors", "--entropy_data", "recordings")[0] == 0
+    assert [clip.shape[0] for clip in fitted] == [4, 4, 4]
+    exported = pretrained.load("coded.safetensors")
+    assert exported.entropy == tables
+    assert pretrained.fingerprint(exported) == pretrained.fingerprint(codec)
+    code, _, told = run("export", model, "-o", "coded.safetensors")
+    assert code == 1 and told == ["jaxcodec: coded.safetensors exists, --force replaces it"]
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_other_formats_are_written_by_their_exporters(run, codec, model, folder, monkeypatch, format):
+    called = []
+    monkeypatch.setattr(export, f"export_{format}", lambda codec, directory: called.append((codec, directory)))
+    assert run("export", model, "-o", "exported", "--format", format)[0] == 0
+    ((exported, directory),) = called
+    assert directory == "exported" and pretrained.fingerprint(exported) == pretrained.fingerprint(codec)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("encode speech.wav", "the following arguments are required: -o/--output"),
+        ("encode speech.wav -o out --codebooks 0", "0 is less than 1"),
+        ("encode speech.wav -o out --codebok 2", "unrecognized arguments"),
+        ("encode speech.wav -o out --codebooks 5 --model {model}", "--codebooks 5, this model has 4."),
+        ("encode speech.wav - -o -", "-o - is for one input, several need a folder."),
+        ("encode - - -o out/", "stdin can be given once."),
+        ("encode speech.wav other.wav -o speech.wav", "-o speech.wav is a file, several inputs need a folder."),
+        ("decode speech.jxc -o decoded.doc", "-o decoded.doc: expected a folder or a name that ends in .wav, .flac"),
+        ("eval speech.wav --codebooks 1,x", "invalid _positives value: '1,x'"),
+        ("export -o out --format onnx --dtype float16", "--dtype and --entropy_data are for safetensors files"),
+    ],
+)
+def test_a_command_that_makes_no_sense_ends_with_2(arguments, message, model, speech, capsys):
+    try:
+        code = cli.main([part.format(model=model) for part in arguments.split()])
+    except SystemExit as exit:
+        code = exit.code
+    told = capsys.readouterr().err
+    assert code == 2 and message in told.splitlines()[-1]
+    assert files(".") == ["speech.wav"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "content", "message"),
+    [
+        ("encode", "gone.wav", None, "gone.wav: No such file or directory"),
+        ("encode", "empty.wav", b"", "empty.wav: zero bytes"),
+        ("decode", "gone.jxc", None, "gone.jxc: No such file or directory"),
+        ("decode", "empty.jxc", b"", "empty.jxc: not a .jxc file"),
+        ("decode", "odd.jxc", b"hello", "odd.jxc: not a .jxc file"),
+        ("decode", "short.jxc", bitstream.MAGIC, "short.jxc: the data ends within the header"),
+        ("truncate", "odd.jxc", b"hello", "odd.jxc: not a .jxc file"),
+        ("eval", "odd.wav", b"hello", "odd.wav: not audio that can be read"),
+    ],
+)
+def test_an_input_that_fails_is_named_in_one_line(run, folder, command, name, content, message):
+    if content is not None:
+        pathlib.Path(name).write_bytes(content)
+    options = {"encode": ["-o", "out.jxc"], "decode": ["-o", "out.wav"], "truncate": ["-o", "out", "--codebooks", "1"]}
+    code, out, told = run(command, name, *options.get(command, []))
+    assert (code, out) == (1, "") and told[0].startswith(f"jaxcodec: {message}")
+    assert len(told) == (2 if command == "eval" else 1)  # eval also says that nothing is left to measure
+    assert files(".") == ([name] if content is not None else [])
+
+
+def test_missing_models_other_models_and_empty_folders_are_told_in_one_line(run, codec, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    pretrained.save(codec.replace(centroids=codec.centroids + 1), "other.safetensors")
+    os.mkdir("empty")
+    for arguments, model, message in (
+        (("encode", "speech.wav", "-o", "out.jxc"), "nowhere", "There is no codec at nowhere"),
+        (("encode", "speech.wav", "-o", "out.jxc"), "speech.wav", "speech.wav is not a safetensors file"),
+        (("decode", "speech.jxc", "-o", "out.wav"), "other.safetensors", "speech.jxc: "),
+        (("decode", "empty", "-o", "out"), "nowhere", "empty has no .jxc file in it."),
+        (("encode", "empty", "-o", "out"), "nowhere", "the folder 'empty' has no wav/flac/ogg/opus/mp3 file in it"),
+    ):
+        code, _, told = run(*arguments, model=model)
+        assert code == 1 and len(told) == 1 and told[0].startswith(f"jaxcodec: {message}")
+
+
+def test_a_reader_that_leaves_and_ctrl_c_are_told_in_one_line(run, speech, monkeypatch):
+    def leave(*_):
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sys, "stdout", types.SimpleNamespace(buffer=types.SimpleNamespace(write=leave), fileno=lambda: -1)
+        )
+        patch.setattr(os, "dup2", lambda *_: None)
+        code = run("encode", "speech.wav", "-o", "-")[0]
+    assert code == 1
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "pack", interrupt)
+    assert run("encode", "speech.wav", "-o", "speech.jxc") == (130, "", ["jaxcodec: interrupted"])
+    assert files(".") == ["speech.wav"]
+
+
+def test_help_is_there_at_once():
+    code = "import sys, time; from jaxcodec import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'jax', 'numpy', 'soundfile', 'tensorflow'} & set(sys.modules)\n"
+    code += "print(heavy, time.process_time(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy, seconds = done.stderr.rsplit(maxsplit=1)
+    assert heavy == "set()" and float(seconds) < 0.5
+    assert all(name in done.stdout for name in ("encode", "decode", "info", "truncate", "eval", "tokens", "export"))
+
+
+def documented(mark, language):
+    return re.findall(
+        rf"<!-- ci: {mark} -->\n```{language}\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(), re.DOTALL
+    )
+
+
+def test_the_documented_commands_do_what_they_say(run, speech, recordings, monkeypatch):
+    if not (importlib.resources.files("jaxcodec") / "models" / pretrained.BUNDLED).is_file():
+        bundled, load = make_codec(model__num_codebooks=8), pretrained.load
+        monkeypatch.setattr(pretrained, "load", lambda path=None: bundled if path is None else load(path))
+    os.remove("recordings/text.wav")
+    blocks = documented("cli", "sh")
+    assert len(re.findall(r"^```sh", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)) == len(blocks) == 2
+    for line in "".join(blocks).splitlines():
+        piped = b""
+        for command in line.split("|"):
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdin", stream(piped))
+                if shlex.split(command, comments=True)[-1] == "-":
+                    patch.setattr(sys, "stdout", stream())
+                name, *arguments = shlex.split(command, comments=True)
+                assert name == "jaxcodec"
+                assert run(*arguments, model=None)[0] == 0, command
+                piped = sys.stdout.buffer.getvalue() if isinstance(sys.stdout, types.SimpleNamespace) else b""
+    assert len(audio.load("decoded.wav")) == len(audio.load("decoded.flac")) == len(speech)
+    assert os.path.getsize("smaller.jxc") < 0.6 * os.path.getsize("speech.jxc")
+    assert files("decoded") == ["a.flac", "deep/b.flac", "deep/c.flac"]
+    names = {}
+    (load_tokens,) = documented("load", "python")
+    exec(load_tokens, names)
+    assert names["first"].shape[0] == 8 and names["shard"]["names"][0] == "a.wav"
+    assert {row["codebooks"] for row in json.loads(pathlib.Path("scores.json").read_text())["averages"]} == {1, 2, 4, 8}
+    assert set(evaluate.MEASURES) <= set(json.loads(pathlib.Path("scores.json").read_text())["clips"][0])
