@@ -187,17 +187,19 @@ def test_the_original_names_set_the_config(tmp_path):
     assert (config.experiment_name, config.checkpoint_dir, config.data.data_dir) == ("mine", str(tmp_path), "speech")
 
 
-def test_the_readme_takes_a_recording_to_codes_and_back(trained, recordings, tmp_path, monkeypatch):
+def test_the_snapshots_of_a_run_do_in_the_readmes_example(trained, recordings, tmp_path, monkeypatch):
     readme = pathlib.Path(driver.__file__).with_name("README.md").read_text()
     (block,) = re.findall(r"<!-- ci: use -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert 'jaxcodec.load("checkpoints/telugu")' in block
+    block = block.replace("jaxcodec.load()", 'jaxcodec.load("checkpoints/telugu")')
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "telugu").symlink_to(pathlib.Path(trained[0].checkpoint_dir, "tiny"))
     shutil.copy(recordings / "0.wav", tmp_path / "speech.wav")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)
-    assert names["codes"].shape == (1, trained[0].model.num_codebooks, 101)
-    assert audio.load("decoded.wav").shape == names["speech"].shape[1:]
+    assert names["codes"].shape == (trained[0].model.num_codebooks, 101)
+    assert audio.load("decoded.wav").shape == names["speech"].shape
 
 
 def test_a_missing_recipe_ends_in_one_line_without_overrides_too():

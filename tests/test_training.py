@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import metrics, training
+from jaxcodec import codec, metrics, rvq, training
 from tests import support
 
 LENGTHS = (256, 200, 131, 256, 1, 0, 90, 16, 0, 0, 250, 33, 256, 17, 64, 128)  # filler among them, a device of its own
@@ -258,6 +258,27 @@ def test_gradients_are_clipped_by_their_global_norm():
     state = optimizer.update(params, optimizer.init(params), params)[1]
     first_moments = optax.tree.get(state, "mu")
     np.testing.assert_allclose([first_moments["a"][0], first_moments["b"][0]], [0.06, 0.08], rtol=1e-5)
+
+
+def test_a_clip_of_silence_takes_nothing_from_the_others():
+    """Its error, a thousand times its energy, would use up the bound of the batch and scale every gradient down."""
+    speech = support.speech_like(4, 256)
+    silence = np.concatenate([np.zeros((1, 256), np.float32), speech[1:]])
+    noise = np.full((4, 256), 0.05, np.float32)
+
+    def gradient(reference, clip_bound):
+        config = support.small_config(loss__perceptual_weight=0.0, loss__clip_bound=clip_bound)
+
+        def loss(decoded):
+            frames = jnp.zeros((4, 4, 16, 8))
+            quantized = rvq.Quantized(jnp.zeros((4, 4, 16), jnp.int32), frames, frames)
+            output = codec.CodecOutput(decoded, jnp.asarray(reference), frames[0], quantized, jnp.ones((4, 16), bool))
+            return training.total_loss(output, jnp.full(4, 256), config)[0]
+
+        return jax.grad(loss)(reference + noise)[1:]
+
+    np.testing.assert_allclose(gradient(silence, 1.0), gradient(speech, 1.0), rtol=1e-5)
+    assert np.abs(gradient(silence, 1e9)).max() < 0.1 * np.abs(gradient(speech, 1e9)).max()
 
 
 def test_an_unknown_schedule_is_refused_by_name():

@@ -1,0 +1,63 @@
+"""What README.md and docs/api.md show is run as written, with the bundled model."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxcodec
+from jaxcodec import audio
+
+ROOT = pathlib.Path(__file__).parent.parent
+SAMPLE = ROOT / "jaxcodec/datasets/sample/validation/piper-joe/te_064.flac"
+
+
+def blocks(page, mark):
+    """The fenced blocks of a page that follow <!-- ci: MARK -->."""
+    return re.findall(rf"<!-- ci: {mark} -->\n```\w*\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current directory with a recording at another rate."""
+    clip = audio.load(SAMPLE)
+    audio.save(tmp_path / "speech.wav", audio.resample(clip, 16000, 22050), 22050)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_example_runs_with_the_bundled_model(folder):
+    (block,) = blocks("README.md", "use")
+    names = {}
+    exec(block, names)
+    speech, decoded = names["speech"], audio.load("decoded.wav")
+    assert names["codes"].shape == (8, names["codec"].num_frames(len(speech)))
+    assert len(decoded) == len(speech)
+    assert 10 * np.log10(np.sum(speech**2) / np.sum((speech - decoded) ** 2)) > 6
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_readmes_commands_run(folder):
+    scripts = os.path.dirname(sys.executable)
+    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    (block,) = blocks("README.md", "shell")
+    subprocess.run(["bash", "-euo", "pipefail", "-c", block], env=environment, check=True, timeout=300)
+    assert len(audio.load("decoded_from_file.wav")) == len(audio.load("speech.wav"))
+    seconds = len(audio.load(SAMPLE)) / 16000
+    assert 8 * os.path.getsize("speech.jxc") / seconds < 0.9 * 8000
+
+
+@pytest.mark.parametrize("index", range(len(blocks("docs/api.md", "api"))))
+def test_the_examples_of_the_api_page_run(folder, index):
+    exec(blocks("docs/api.md", "api")[index], {})
+
+
+def test_the_api_page_names_every_public_function():
+    page = (ROOT / "docs/api.md").read_text()
+    missing = {name for name in jaxcodec.__all__ if f"{name}(" not in page} - {"StreamState", "TrainedCodec", "load"}
+    assert not missing
