@@ -124,6 +124,13 @@ def trained_codec(config):
     return pretrained.make(state.params, state.codebooks.centroids, config)
 
 
+def untrained_codec(**overrides):
+    """What `jaxcodec.load` would return of fresh weights with codebooks in mid-training; overrides as `small_config`."""
+    config = small_config(**overrides)
+    state = settle_codebooks(make_state(make_model(config)))
+    return pretrained.make(state.params, state.codebooks.centroids, config)
+
+
 def assert_trees_close(actual, expected, **tolerance):
     """Same structure, same shapes, close values; the message names the leaf."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

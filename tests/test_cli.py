@@ -23,16 +23,10 @@ from tests import support
 ROOT = pathlib.Path(cli.__file__).parent.parent
 
 
-def make_codec(**overrides):
-    config = support.small_config(**overrides)
-    state = support.settle_codebooks(support.make_state(support.make_model(config)))
-    return pretrained.make(state.params, state.codebooks.centroids, config)
-
-
 @pytest.fixture(scope="module")
 def codec():
     """A tiny codec with codes of all values."""
-    return make_codec()
+    return support.untrained_codec()
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +248,7 @@ def test_tokens_are_made_once_and_bad_recordings_are_named(run, recordings):
     assert files("out") == ["manifest.json", "tokens-00000-of-00002.npz", "tokens-00001-of-00002.npz"]
     shards = [np.load(path) for path in sorted(pathlib.Path("out").glob("*.npz"))]
     assert sum(shard["codes"].shape[1] for shard in shards) == sum(-(-n // 16) for n in (3000, 5806, 5000)) + 3 * (
-        make_codec().num_frames(16) - 1
+        support.untrained_codec().num_frames(16) - 1
     )
     code, _, told = run("tokens", "recordings", "-o", "out", "--shard_size", "2")
     assert code == 1 and "begun with num_codebooks = 3, this command has 4" in told[0]
@@ -387,7 +381,7 @@ def documented(mark, language):
 
 def test_the_documented_commands_do_what_they_say(run, speech, recordings, monkeypatch):
     if not (importlib.resources.files("jaxcodec") / "models" / pretrained.BUNDLED).is_file():
-        bundled, load = make_codec(model__num_codebooks=8), pretrained.load
+        bundled, load = support.untrained_codec(model__num_codebooks=8), pretrained.load
         monkeypatch.setattr(pretrained, "load", lambda path=None: bundled if path is None else load(path))
     os.remove("recordings/text.wav")
     blocks = documented("cli", "sh")

@@ -5,16 +5,14 @@ import importlib.util
 import numpy as np
 import pytest
 
-from jaxcodec import compress, evaluate, inference, pretrained
+from jaxcodec import compress, evaluate, inference
 from tests import support
 
 
 @pytest.fixture(scope="module")
 def codec():
     """A tiny codec with codes of all values."""
-    config = support.small_config()
-    state = support.settle_codebooks(support.make_state(support.make_model(config)))
-    return pretrained.make(state.params, state.codebooks.centroids, config)
+    return support.untrained_codec()
 
 
 @pytest.fixture(scope="module")

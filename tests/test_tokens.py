@@ -14,9 +14,7 @@ LENGTHS = (900, 16000, 333, 5000, 2500, 40)
 @pytest.fixture(scope="module")
 def codec():
     """A tiny codec with codes of all values."""
-    config = support.small_config()
-    state = support.settle_codebooks(support.make_state(support.make_model(config)))
-    return pretrained.make(state.params, state.codebooks.centroids, config)
+    return support.untrained_codec()
 
 
 @pytest.fixture(scope="module")
