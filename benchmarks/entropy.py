@@ -1,5 +1,6 @@
-"""How much smaller the entropy model makes files of given codes, and how fast: one core, no codec involved.
+"""How much smaller the entropy model makes files, and how fast: one core.
 
+    python benchmarks/entropy.py --recordings FOLDER                          # the bundled model and its tables
     python benchmarks/entropy.py --codes validation.npz --fit training.npz
     taskset -c 0 python benchmarks/entropy.py --codes validation.npz --model entropy.npz
 
@@ -20,14 +21,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxcodec import bitstream, entropy
+import jaxcodec
+from jaxcodec import audio, bitstream, entropy
 
 
 def main():
     """Prints the hardware, the sizes by codebook, and the speeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codes", type=Path, required=True)
-    source = parser.add_mutually_exclusive_group(required=True)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--codes", type=Path)
+    given.add_argument("--recordings", type=Path)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", type=Path)
     source.add_argument("--fit", type=Path)
     parser.add_argument("--save", type=Path)
@@ -37,7 +41,7 @@ def main():
     arguments = parser.parse_args()
 
     print(f"{processor()}, one thread, Python {platform.python_version()}, numpy {np.__version__}")
-    clips = read_codes(arguments.codes)
+    clips = read_codes(arguments.codes) if arguments.codes else encode(arguments.recordings)
     model = read_model(arguments)
     if arguments.save:
         np.savez(arguments.save, **model.to_arrays())
@@ -62,6 +66,13 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def encode(folder: Path) -> list[np.ndarray]:
+    """Codes (Q, T) of every recording in a folder, by the bundled codec."""
+    codec = jaxcodec.load()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.EXTENSIONS)
+    return [np.asarray(jaxcodec.encode(codec, audio.load(path, codec.sample_rate))) for path in paths]
+
+
 def read_codes(path: Path) -> list[np.ndarray]:
     """Every array of an .npz, (Q, T) each."""
     with np.load(path) as arrays:
@@ -69,7 +80,9 @@ def read_codes(path: Path) -> list[np.ndarray]:
 
 
 def read_model(arguments) -> entropy.EntropyModel:
-    """The model that `--model` names or `--fit` learns."""
+    """The model that `--model` names or `--fit` learns, or else the bundled one."""
+    if not (arguments.model or arguments.fit):
+        return jaxcodec.load().entropy
     if arguments.model:
         with np.load(arguments.model) as arrays:
             return entropy.EntropyModel.from_arrays(dict(arrays))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxcodec
+from configs import tiny
 from jaxcodec import audio
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,6 +56,13 @@ def test_the_readmes_commands_run(folder):
 @pytest.mark.parametrize("index", range(len(blocks("docs/api.md", "api"))))
 def test_the_examples_of_the_api_page_run(folder, index):
     exec(blocks("docs/api.md", "api")[index], {})
+
+
+def test_the_example_of_the_data_page_runs():
+    (block,) = blocks("docs/data.md", "batches")
+    names = {"config": tiny.get_config()}
+    exec(block, names)
+    assert names["batch"]["audio"].shape == (1, 64, 16000)
 
 
 def test_the_api_page_names_every_public_function():

@@ -200,6 +200,10 @@ def test_the_snapshots_of_a_run_do_in_the_readmes_example(trained, recordings, t
     exec(block, names)
     assert names["codes"].shape == (trained[0].model.num_codebooks, 101)
     assert audio.load("decoded.wav").shape == names["speech"].shape
+    training_page = pathlib.Path(driver.__file__).parent.joinpath("docs/training.md").read_text()
+    (block,) = re.findall(r"<!-- ci: load -->\n```python\n(.*?)```", training_page, re.DOTALL)
+    exec(block, names)
+    assert names["config"].experiment_name == "tiny"
 
 
 def test_a_missing_recipe_ends_in_one_line_without_overrides_too():
