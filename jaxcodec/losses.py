@@ -13,8 +13,6 @@ from jaxcodec import layers, spectral
 
 # Mean power below which a clip counts as digital silence (-80 dBFS): the divisor of a relative error never goes below.
 SILENCE_POWER = 1e-8
-# The same for the waveform's error (-60 dBFS): over less, faint noise in a pause would outweigh every word of a batch.
-QUIET_POWER = 1e-6
 STFT_LENGTHS = (512, 1024, 2048)
 ERROR_WEIGHTINGS = ("plain", "preemphasis", "band")
 
@@ -65,7 +63,7 @@ def waveform_error(
         raise ValueError(f'loss.error_weighting is "{weighting}", expected one of {", ".join(ERROR_WEIGHTINGS)}.')
     if not relative:
         return squared_error / samples
-    return squared_error / (energy + QUIET_POWER * samples)
+    return squared_error / (energy + SILENCE_POWER * samples)
 
 
 def _band_weights(spectrum, num_frames, exponent):

@@ -44,6 +44,7 @@ def small_config(architecture="mdct", **overrides):
             perceptual_weight=0.01,
             commitment_weight=0.01,
             mse_bound=10.0,
+            clip_bound=10.0,
             perceptual_bound=10.0,
             commitment_bound=10.0,
         ),

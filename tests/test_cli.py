@@ -223,8 +223,8 @@ def test_eval_prints_a_table_and_writes_every_clip(run, recordings, monkeypatch)
     audio.save("recordings/silence.wav", np.zeros(8000, np.float32))
     code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--json", "scores.json", "--csv", "scores.csv")
     assert code == 1
-    assert "estoi is not measured, its package is not installed: pip install 'jaxcodec[metrics]'" in told[0]
-    assert told[1].startswith("jaxcodec: recordings/text.wav: not audio")
+    assert "jaxcodec: estoi is not measured, its package is not installed: pip install 'jaxcodec[metrics]'" in told
+    assert [line for line in told if line.startswith("jaxcodec: recordings/text.wav: not audio")]
     assert "jaxcodec: snr is the mean without 1 of 4 clips: too short or silent" in told
     title, *lines = out.splitlines()
     assert title.split()[:2] == ["codebooks", "kbit/s"] and "ESTOI" not in title
@@ -323,6 +323,7 @@ def test_an_input_that_fails_is_named_in_one_line(run, folder, command, name, co
         pathlib.Path(name).write_bytes(content)
     options = {"encode": ["-o", "out.jxc"], "decode": ["-o", "out.wav"], "truncate": ["-o", "out", "--codebooks", "1"]}
     code, out, told = run(command, name, *options.get(command, []))
+    told = [line for line in told if "its package is not installed" not in line]
     assert (code, out) == (1, "") and told[0].startswith(f"jaxcodec: {message}")
     assert len(told) == (2 if command == "eval" else 1)  # eval also says that nothing is left to measure
     assert files(".") == ([name] if content is not None else [])

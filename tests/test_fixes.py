@@ -61,7 +61,8 @@ def test_fix_2_codebooks_start_as_normal_noise_times_a_hundredth(enabled):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_fix_3_the_loss_is_bounded_and_keeps_a_gradient(enabled):
-    config, _ = with_fix("loss_clamping", enabled, loss__mse_bound=10.0, loss__perceptual_weight=0.0)
+    overrides = dict(loss__mse_bound=10.0, loss__clip_bound=20.0, loss__perceptual_weight=0.0)
+    config, _ = with_fix("loss_clamping", enabled, **overrides)
     reference = support.speech_like(2, 400)
     audio = -100 * reference
     value, gradient = loss_and_gradient(config, reference, audio)

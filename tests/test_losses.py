@@ -34,7 +34,7 @@ def test_silence_has_a_finite_relative_error():
     silence, lengths = jnp.zeros((1, 100)), jnp.array([100])
     np.testing.assert_array_equal(losses.waveform_error(silence, silence, lengths), [0.0])
     hum = losses.waveform_error(silence, silence + 1e-3, lengths)
-    np.testing.assert_allclose(hum, [1e-6 / losses.QUIET_POWER], rtol=1e-5)
+    np.testing.assert_allclose(hum, [1e-6 / losses.SILENCE_POWER], rtol=1e-5)
 
 
 def test_preemphasis_is_numpys_filter():
