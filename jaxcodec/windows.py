@@ -45,7 +45,7 @@ def run_batch(op: Operation, codec, values: jax.Array, lengths: jax.Array) -> ja
     starts = jnp.broadcast_to(jnp.maximum(offsets, 0)[None], windows.shape[:2])
     stops = jnp.where(lengths[:, None] > 0, lengths[:, None] + offsets[None], 0)
     flat = [x.reshape(-1, *x.shape[2:]) for x in (windows, starts, stops)]
-    group = max(1, min(len(flat[0]), MAX_FRAMES // frames))
+    group = _group_size(frames, len(flat[0]))
     missing = -len(flat[0]) % group
     flat = [jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, group, *x.shape[1:]) for x in flat]
     results = lax.map(lambda arguments: op.step(codec, *arguments)[:, before : before + body], tuple(flat))
@@ -63,7 +63,7 @@ def run_clips(op: Operation, codec, clips: list[np.ndarray]) -> list[np.ndarray]
     frames = _window_frames(op, max(counts, default=0))
     body = frames - sum(op.context)
     num_windows = sum(-(-count // body) for count in counts)
-    group = min(_power_of_two(num_windows), MAX_FRAMES // frames)
+    group = _group_size(frames, _power_of_two(num_windows))
     cuts = ((index, window) for index, clip in enumerate(clips) for window in _cut(op, [clip], frames))
     parts: list[list[np.ndarray]] = [[] for _ in clips]
     while batch := list(itertools.islice(cuts, group)):
@@ -78,7 +78,7 @@ def run_clips(op: Operation, codec, clips: list[np.ndarray]) -> list[np.ndarray]
 def run_pieces(op: Operation, codec, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Results (n, ...) of one clip, piece by piece, from its consecutive pieces (L, ...): memory does not grow."""
     frames = _window_frames(op, WINDOW_FRAMES)
-    cuts, group = _cut(op, pieces, frames), MAX_FRAMES // frames
+    cuts, group = _cut(op, pieces, frames), _group_size(frames, MAX_FRAMES)
     while batch := list(itertools.islice(cuts, group)):
         yield np.concatenate(_apply(op, codec, batch, group))
 
@@ -140,6 +140,11 @@ def _window_frames(op, num_frames):
     context = sum(op.context)
     most = max(WINDOW_FRAMES, _power_of_two(4 * context))
     return min(most, _power_of_two(max(MIN_FRAMES, num_frames + context)))
+
+
+def _group_size(frames, num_windows):
+    """Windows computed at once: never more frames than MAX_FRAMES, but for a single window that has more."""
+    return max(1, min(num_windows, MAX_FRAMES // frames))
 
 
 def _power_of_two(least):

@@ -106,6 +106,15 @@ def test_windows_give_what_one_pass_over_the_whole_gives(codec, monkeypatch):
     assert codec.num_frames(5000) > 3 * 64
 
 
+def test_a_context_longer_than_a_group_of_windows_is_computed_one_window_at_a_time(monkeypatch):
+    codec, clip = trained(causal=False), clips((5000,))[0]
+    expected = whole(codec, clip)[0]
+    monkeypatch.setattr(windows, "WINDOW_FRAMES", 64)
+    monkeypatch.setattr(windows, "MAX_FRAMES", 32)
+    np.testing.assert_array_equal(jaxcodec.encode(codec, clip), expected)
+    np.testing.assert_array_equal(np.concatenate(list(inference.encode_blocks(codec, [clip])), 1), expected)
+
+
 def test_too_little_context_would_be_seen(codec, monkeypatch):
     monkeypatch.setattr(windows, "WINDOW_FRAMES", 64)
     clip = clips((5000,))[0]
