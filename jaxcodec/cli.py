@@ -122,7 +122,7 @@ def info(arguments):
 
 def evaluate(arguments):
     """The codec measured on recordings."""
-    from jaxcodec import evaluate, pretrained, tokens
+    from jaxcodec import atomic, evaluate, pretrained
 
     for path in filter(None, (arguments.json, arguments.csv)):
         _refuse_existing(path, arguments.force)
@@ -144,10 +144,10 @@ def evaluate(arguments):
     print(evaluate.format_table(averages))
     if arguments.json:
         report = dict(model=pretrained.fingerprint(codec).hex(), averages=averages, clips=rows, failed=failures)
-        with tokens.replacing(arguments.json) as path:
+        with atomic.replacing(arguments.json) as path:
             path.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.csv:
-        with tokens.replacing(arguments.csv) as path, open(path, "w", newline="") as file:
+        with atomic.replacing(arguments.csv) as path, open(path, "w", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
@@ -198,8 +198,7 @@ def export(arguments):
                 bar.update()
         codec = codec.replace(entropy=entropy.fit(clips, codec.codebook_size))
     if arguments.format == "safetensors":
-        with tokens.replacing(arguments.output) as path:
-            pretrained.save(codec, path, arguments.dtype)
+        pretrained.save(codec, arguments.output, arguments.dtype)
     elif arguments.format == "stablehlo":
         export.export_stablehlo(codec, arguments.output)
     else:
@@ -428,10 +427,10 @@ def _output(target, suffix):
     """A file to write, which becomes `target` or goes to stdout."""
     from etils import epath
 
-    from jaxcodec import tokens
+    from jaxcodec import atomic
 
     if target != STREAM:
-        with tokens.replacing(target) as path:
+        with atomic.replacing(target) as path:
             yield path
         return
     with tempfile.TemporaryDirectory() as folder:

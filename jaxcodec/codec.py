@@ -154,6 +154,11 @@ class Codec(nn.Module):
         return self.frame_rate * self.quantizer.num_codebooks * math.log2(self.quantizer.codebook_size)
 
 
+def variables(params, codebooks: rvq.Codebooks) -> dict:
+    """The variable collections that `Codec` is applied to."""
+    return {"params": params, "codebooks": {"quantizer": {"averages": codebooks}}}
+
+
 def from_config(model, fixes) -> Codec:
     """A `Codec` from the sections `model` and `fixes` of a config.
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxcodec import layers, rvq, windows
-from jaxcodec.codec import Codec
+from jaxcodec.codec import Codec, variables
 
 if TYPE_CHECKING:
     from jaxcodec.entropy import EntropyModel
@@ -81,10 +81,8 @@ class TrainedCodec(flax.struct.PyTreeNode):
     @property
     def variables(self) -> dict:
         """The collections that `module.apply` takes."""
-        return {
-            "params": self.params,
-            "codebooks": {"quantizer": {"averages": rvq.Codebooks(self.centroids, *2 * [jnp.zeros(())])}},
-        }
+        nothing = jnp.zeros(())  # the averages that training needs
+        return variables(self.params, rvq.Codebooks(self.centroids, nothing, nothing))
 
 
 def encode(
@@ -106,7 +104,7 @@ def encode(
     Raises:
       ValueError: a shape, dtype, rate or number of codebooks that cannot be, NaN or infinite samples.
     """
-    num_codebooks = _check_num_codebooks(codec, num_codebooks)
+    num_codebooks = check_num_codebooks(codec, num_codebooks)
     clips = _audio_clips(codec, audio, lengths, sample_rate)
     return _by_codebook(_run(_encode_operation(codec), codec, clips).restore(), num_codebooks)
 
@@ -136,7 +134,7 @@ def latents(codec: TrainedCodec, audio, *, lengths=None, sample_rate: int | None
 
 def quantize(codec: TrainedCodec, latents, num_codebooks: int | None = None):
     """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T)."""
-    num_codebooks = _check_num_codebooks(codec, num_codebooks)
+    num_codebooks = check_num_codebooks(codec, num_codebooks)
     clips = _latents_clips(codec, latents)
     return _by_codebook(_run(_QUANTIZE, codec, clips).restore(), num_codebooks)
 
@@ -174,7 +172,7 @@ def encode_blocks(codec: TrainedCodec, blocks: Iterable[np.ndarray], num_codeboo
 
     Concatenated along frames they are the codes of the whole.
     """
-    num_codebooks = _check_num_codebooks(codec, num_codebooks)
+    num_codebooks = check_num_codebooks(codec, num_codebooks)
     pieces = (_audio_clips(codec, block, None, None).values[0] for block in blocks)
     for codes in windows.run_pieces(_encode_operation(codec), codec, pieces):
         yield np.ascontiguousarray(codes[:, :num_codebooks].T)
@@ -457,7 +455,8 @@ def check_codes(codec, codes):
         )
 
 
-def _check_num_codebooks(codec, num_codebooks):
+def check_num_codebooks(codec, num_codebooks):
+    """All of them for None; raises `ValueError` for a number that this codec has not."""
     if num_codebooks is None:
         return codec.num_codebooks
     if not 1 <= num_codebooks <= codec.num_codebooks:

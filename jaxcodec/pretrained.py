@@ -7,7 +7,6 @@ that encoding and decoding need. Tensors are named by their path, "params/encode
 import hashlib
 import importlib.resources
 import json
-import uuid
 
 import flax.traverse_util
 import jax
@@ -16,6 +15,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from jaxcodec import atomic
 from jaxcodec import codec as codec_module
 from jaxcodec.inference import TrainedCodec
 
@@ -70,13 +70,8 @@ def save(codec: TrainedCodec, path: epath.PathLike, dtype: str = "float32") -> T
       ValueError: a dtype it cannot be stored in, a weight that float16 cannot hold.
     """
     data = to_bytes(codec, dtype)
-    path = epath.Path(path).expanduser()
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)  # never half a file
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic.replacing(epath.Path(path).expanduser()) as part:
+        part.write_bytes(data)
     return _from_bytes(data, path)
 
 

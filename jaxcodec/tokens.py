@@ -14,7 +14,6 @@ the command that was interrupted, started again, makes only the missing ones.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -23,8 +22,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -32,7 +29,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from jaxcodec import audio
+from jaxcodec import atomic, audio
 
 FORMAT = "jaxcodec tokens 1"
 MANIFEST = "manifest.json"
@@ -132,7 +129,7 @@ def write_tokens(
     Raises:
       ValueError: no recordings, settings other than those `output` was begun with, options that cannot be.
     """
-    from jaxcodec import pretrained
+    from jaxcodec import inference, pretrained
     from jaxcodec.datasets import recordings
 
     if min(shard_size, processes, num_shards) < 1 or not 0 <= shard_index < num_shards:
@@ -145,9 +142,7 @@ def write_tokens(
     names = [name for name, _ in recordings.list_audio(folder)]
     output = epath.Path(output)
     codec = pretrained.load(model)
-    num_codebooks = codec.num_codebooks if num_codebooks is None else num_codebooks
-    if not 1 <= num_codebooks <= codec.num_codebooks:
-        raise ValueError(f"num_codebooks is {num_codebooks}, this codec has 1 to {codec.num_codebooks}.")
+    num_codebooks = inference.check_num_codebooks(codec, num_codebooks)
     _begin(output, _settings(codec, names, num_codebooks, shard_size))
     shards = [names[i : i + shard_size] for i in range(0, len(names), shard_size)]
     paths = [output / f"tokens-{i:05d}-of-{len(shards):05d}.npz" for i in range(len(shards))]
@@ -179,24 +174,6 @@ def summarize(path: epath.PathLike) -> Summary:
     with epath.Path(path).open("rb") as file, np.load(file) as shard:
         failed = dict(zip(shard["failed"].tolist(), shard["reasons"].tolist(), strict=True))
         return Summary(len(shard["names"]), int(shard["offsets"][-1]), int(shard["num_samples"].sum()), failed)
-
-
-@contextlib.contextmanager
-def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A local file to write, of the same extension, that becomes `path` at the end of a block that raises nothing."""
-    path = epath.Path(path)
-    remote = "://" in str(path)
-    folder = epath.Path(tempfile.gettempdir()) if remote else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}"
-    try:
-        yield part
-        if remote:
-            path.write_bytes(part.read_bytes())
-        else:
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _settings(codec, names, num_codebooks, shard_size):
@@ -246,7 +223,7 @@ def _finish(output, paths):
 
 
 def _write_manifest(path, manifest):
-    with replacing(path) as part:
+    with atomic.replacing(path) as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -261,7 +238,7 @@ def _write_shard(codec, folder, names, path, num_codebooks, progress=lambda num_
         else:
             clips.append(encoded)
         progress(1)
-    with replacing(path) as part, part.open("wb") as file:
+    with atomic.replacing(path) as part, part.open("wb") as file:
         np.savez(
             file,
             codes=np.concatenate([np.zeros((num_codebooks, 0), np.uint16), *(clip.codes for clip in clips)], axis=1),

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from jaxcodec import losses, metrics, rvq
-from jaxcodec.codec import Codec
+from jaxcodec.codec import Codec, variables
 
 TERMS = ("mse", "perceptual", "commitment")
 # Random streams, told apart by number: fold_in takes no names.
@@ -56,20 +56,15 @@ def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
 def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, average: bool) -> TrainState:
     """A fresh state; shapes do not depend on the clip length the parameters are made with."""
     lengths = jnp.full((1,), 2 * model.hop_length, jnp.int32)
-    variables = model.init(rng, jnp.zeros((1, 2 * model.hop_length)), lengths)
-    params = variables["params"]
+    initial = model.init(rng, jnp.zeros((1, 2 * model.hop_length)), lengths)
+    params = initial["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        codebooks=variables["codebooks"]["quantizer"]["averages"],
+        codebooks=initial["codebooks"]["quantizer"]["averages"],
         opt_state=optimizer.init(params),
         average=params if average else None,
     )
-
-
-def variables(params, codebooks: rvq.Codebooks) -> dict:
-    """The variable collections that `Codec` is applied to."""
-    return {"params": params, "codebooks": {"quantizer": {"averages": codebooks}}}
 
 
 def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config, axis_name=None):

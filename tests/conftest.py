@@ -44,3 +44,9 @@ def state(model):
 def batch():
     """Eight clips of different lengths, one of them empty filler."""
     return support.make_batch()
+
+
+@pytest.fixture(scope="session")
+def codec():
+    """A tiny codec, not trained, with codes of all values."""
+    return support.untrained_codec()

@@ -132,6 +132,13 @@ def untrained_codec(**overrides):
     return pretrained.make(state.params, state.codebooks.centroids, config)
 
 
+def save(codec, tmp_path_factory):
+    """The codec's file, as a string."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pretrained.save(codec, path)
+    return str(path)
+
+
 def assert_trees_close(actual, expected, **tolerance):
     """Same structure, same shapes, close values; the message names the leaf."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

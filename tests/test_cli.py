@@ -24,17 +24,9 @@ ROOT = pathlib.Path(cli.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def codec():
-    """A tiny codec with codes of all values."""
-    return support.untrained_codec()
-
-
-@pytest.fixture(scope="module")
 def model(codec, tmp_path_factory):
     """The codec's file."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    pretrained.save(codec, path)
-    return str(path)
+    return support.save(codec, tmp_path_factory)
 
 
 @pytest.fixture

@@ -10,12 +10,6 @@ from tests import support
 
 
 @pytest.fixture(scope="module")
-def codec():
-    """A tiny codec with codes of all values."""
-    return support.untrained_codec()
-
-
-@pytest.fixture(scope="module")
 def clips():
     """Two clips of odd lengths."""
     return [("a.wav", support.speech_like(1, 9001)[0]), ("b.wav", support.speech_like(1, 7777, seed=1)[0])]

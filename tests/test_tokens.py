@@ -12,17 +12,9 @@ LENGTHS = (900, 16000, 333, 5000, 2500, 40)
 
 
 @pytest.fixture(scope="module")
-def codec():
-    """A tiny codec with codes of all values."""
-    return support.untrained_codec()
-
-
-@pytest.fixture(scope="module")
 def model(codec, tmp_path_factory):
     """The codec's file."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    pretrained.save(codec, path)
-    return str(path)
+    return support.save(codec, tmp_path_factory)
 
 
 @pytest.fixture
@@ -182,15 +174,3 @@ def test_an_output_that_is_something_else_and_options_that_cannot_be_are_refused
     with pytest.raises(ValueError, match="num_codebooks is 5, this codec has 1 to 4"):
         write(model, corpus, tmp_path / "out", num_codebooks=5)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path):
-    path = tmp_path / "deep" / "file.txt"
-    with tokens.replacing(path) as part:
-        part.write_text("old")
-        assert not path.exists() and part.suffix == ".txt"
-    with pytest.raises(OSError, match="disk full"), tokens.replacing(path) as part:  # noqa: PT012
-        part.write_text("half")
-        raise OSError("disk full")
-    assert path.read_text() == "old"
-    assert [item.name for item in path.parent.iterdir()] == ["file.txt"]
