@@ -81,6 +81,16 @@ def test_a_stream_is_the_recording_whatever_the_chunks(architecture):
     assert (forgotten[..., :3] != expected_codes[..., 40:43]).any()  # what was before is heard
 
 
+def test_nothing_is_heard_before_the_beginning(architecture):
+    codec = trained(architecture)
+    audio = support.speech_like(64, 4 * codec.hop_length)  # many beginnings: a wrong one changes few codes
+    _, codes = jaxcodec.encode_step(codec, jaxcodec.init_stream(codec, 64), audio)
+    np.testing.assert_array_equal(codes, jaxcodec.encode(codec, audio)[..., :4])
+    _, decoded = jaxcodec.decode_step(codec, jaxcodec.init_stream(codec, 64), codes)
+    expected = jaxcodec.decode(codec, codes)[:, : 4 * codec.hop_length - codec.delay]
+    np.testing.assert_allclose(decoded[:, codec.delay :], expected, atol=1e-5)
+
+
 def test_a_stream_can_be_scanned_and_vmapped(architecture):
     codec = trained(architecture)
     audio, _, expected = offline(architecture)
