@@ -55,6 +55,12 @@ def rms_ratio(reference, decoded, lengths):
     return jnp.sqrt(jnp.sum(decoded**2, axis=1) / jnp.maximum(jnp.sum(reference**2, axis=1), EPSILON))
 
 
+def optimal_gain(reference, decoded, lengths):
+    """The gain g that makes g * decoded closest to the reference, sum x y / sum y^2; 1 for a decoder of least squares."""
+    del lengths
+    return jnp.sum(reference * decoded, axis=1) / jnp.maximum(jnp.sum(decoded**2, axis=1), EPSILON)
+
+
 def effective_dimension(covariance):
     """Participation ratio of a covariance (D, D): trace(C)^2 / trace(C^2), 1 for a line and D for white latents."""
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), EPSILON**2)

@@ -227,7 +227,8 @@ def eval_step(params, codebooks, batch, *, model: Codec, config, axis_name=None)
         return clip_sum(measure_fn(output.clipped, decoded, lengths))
 
     sums = {"clips": jnp.sum(present)}
-    for measure_fn in (metrics.segmental_snr, metrics.si_sdr, metrics.range_ratio, metrics.rms_ratio):
+    levels = metrics.range_ratio, metrics.rms_ratio, metrics.optimal_gain
+    for measure_fn in (metrics.segmental_snr, metrics.si_sdr, *levels):
         sums[measure_fn.__name__] = measure(measure_fn, output.audio)
     for count in codebook_counts(model.quantizer.num_codebooks):
         partial = rvq.keep_codebooks(output.quantized.stages, jnp.full(lengths.shape, count))

@@ -90,6 +90,7 @@ def test_one_evaluation_on_eight_devices_is_one_on_one():
     assert sums["clips"] == 13
     assert sums["frames"] == np.sum(b.model.num_frames(np.array(LENGTHS))) == np.sum(sums["usage"][0])
     everything = {"snr_1", "snr_2", "snr_4", "snr_unquantized", "segmental_snr", "si_sdr", "range_ratio", "rms_ratio"}
+    everything |= {"optimal_gain"}
     assert everything | {"loss", "mse", "perceptual", "commitment", "input_min", "output_max"} <= set(sums)
 
 
