@@ -137,7 +137,7 @@ def evaluate(arguments):
         rows = list(evaluate.evaluate(codec, _read_clips(clips, codec.sample_rate, failures, bar), codebooks))
     if not rows:
         raise ValueError("no recording could be read.")
-    averages = evaluate.average(rows)
+    averages = evaluate.summarize(rows)
     for key in evaluate.installed():
         if without := len({row["clip"] for row in rows if row[key] is None}):
             _tell(f"{key} is the mean without {without} of {len(clips) - len(failures)} clips: too short or silent")

@@ -1,11 +1,18 @@
-"""A trained codec measured on recordings: through real bytes and back, at several rates.
+"""Decoded speech measured against the recording it comes from: a trained codec at several rates, or any other system.
 
-One row a clip and number of codebooks, a dict: `clip`, `codebooks`, `seconds`, `bytes`, and every measure of `MEASURES`,
-higher is better, None where a clip is too short or too silent to have it.
+`evaluate` sends clips through real bytes and back and yields a row, a dict, for every clip and number of codebooks:
+`clip`, `codebooks`, `seconds`, `bytes` and what `score` gives. `summarize` averages rows, with intervals.
 """
 
+import collections
+import concurrent.futures
 import functools
 import importlib.util
+import logging
+import math
+import multiprocessing
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,92 +23,261 @@ import numpy as np
 
 from jaxcodec import audio, compress, inference, metrics
 
-_WIDEBAND = 16000  # Hz, the rate PESQ-WB is defined at
-_PESQ_SECONDS = 20  # the standard is for some 8 to 30 s, and its C code overruns its tables on long recordings
+_WIDEBAND = 16000  # Hz, the rate PESQ-WB, ViSQOL's speech mode and DNSMOS are defined at
+_PART_SECONDS = 20  # PESQ is for some 8 to 30 s, and its C code overruns its tables on long recordings
+_DELAY_SECONDS = 0.05
+_MEL_BANDS = 80
+_RESAMPLES = 2000
 
 
 class Measure(NamedTuple):
     """A measure of decoded speech."""
 
     title: str
-    function: Callable  # reference (S,), decoded (S,), sample_rate -> value or None
+    function: Callable[..., float | None]  # reference (S,), decoded (S,), sample_rate -> value or None
     package: str | None = None  # what it needs beside the requirements
+    unit: str = ""
+    needs: tuple[str, ...] = ()  # what the package itself needs and may come without
 
 
 def evaluate(
-    codec: inference.TrainedCodec, clips: Iterable[tuple[str, np.ndarray]], num_codebooks: Sequence[int]
+    codec: inference.TrainedCodec,
+    clips: Iterable[tuple[str, np.ndarray]],
+    num_codebooks: Sequence[int],
+    processes: int = 1,
+    code_counts: np.ndarray | None = None,
 ) -> Iterator[dict]:
-    """Rows for every name and clip (S,) of `clips` and every number of codebooks, in that order."""
+    """Rows for every name and clip (S,) of `clips` and every number of codebooks, in that order.
+
+    `processes` workers share the slow measures. `code_counts` (Q, K), if given, is added how often each centroid was used.
+    """
+    pending: collections.deque[dict] = collections.deque()
+
+    def pairs():
+        for row, clip, decoded in _round_trips(codec, clips, num_codebooks, code_counts):
+            pending.append(row)
+            yield clip, decoded
+
+    for scores in score_pairs(pairs(), codec.sample_rate, processes):
+        yield pending.popleft() | scores
+
+
+def score(reference, decoded, sample_rate: int, measures: Iterable[str] | None = None) -> dict[str, float | None]:
+    """The measures (all of `MEASURES` by default) of one pair of clips (S,), and what pooled SNR is made of.
+
+    A value is None where the measure's package is not installed, and where the clip is too short or too silent to have one.
+    `signal_energy` and `error_energy` are sums of squares.
+
+    Raises:
+      ValueError: clips of different shapes, a measure that does not exist.
+    """
+    reference, decoded = _check_pair(reference, decoded)
+    keys = _check_measures(measures)
+    return _energies(reference, decoded) | _values(keys, reference, decoded, sample_rate)
+
+
+def score_pairs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    sample_rate: int,
+    processes: int = 1,
+    measures: Iterable[str] | None = None,
+) -> Iterator[dict[str, float | None]]:
+    """`score` of every (reference, decoded), in order; with several `processes` they share the slow measures.
+
+    The pairs are taken as they are needed, a few ahead of the scores.
+    """
+    keys = _check_measures(measures)
+    if processes == 1:
+        for reference, decoded in pairs:
+            yield score(reference, decoded, sample_rate, keys)
+        return
+    slow = [key for key in keys if MEASURES[key].package]
+    waiting: collections.deque[tuple[dict, concurrent.futures.Future]] = collections.deque()
+
+    def finish():
+        quick, rest = waiting.popleft()
+        values = quick | rest.result()
+        return {key: values[key] for key in (*_ENERGIES, *keys)}
+
+    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        for reference, decoded in pairs:
+            reference, decoded = _check_pair(reference, decoded)
+            rest = pool.submit(_values, slow, reference, decoded, sample_rate)
+            quick = [key for key in keys if key not in slow]
+            waiting.append((score(reference, decoded, sample_rate, quick), rest))
+            if len(waiting) > 4 * processes:
+                yield finish()
+        while waiting:
+            yield finish()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ValueError("a process died, for want of memory perhaps: try fewer processes.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def summarize(rows: Iterable[dict], by: Sequence[str] = ("codebooks",), seed: int = 0) -> list[dict]:
+    """A row for each combination of values of the keys `by`, in the order they appear.
+
+    Its keys: those of `by`; `clips`, `seconds`, and `kbps` over all of them; every measure's mean over the clips that have
+    it; `values`, how many these are; `intervals`, a 95 % percentile bootstrap of that mean over clips (Efron and Tibshirani
+    1993, chapter 13), [low, high]; and `pooled_snr`, all signal energy over all error energy in dB. None where there is no
+    value, and for the interval of fewer than two.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in by), []).append(row)
+    return [dict(zip(by, group, strict=True)) | _summary(members, seed) for group, members in groups.items()]
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> list[float] | None:
+    """95 % interval of the mean of `values`, from resamples of them; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = np.asarray(values)[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def codebook_usage(code_counts: np.ndarray) -> list[dict]:
+    """Of counts (Q, K), a row a codebook: the share of its centroids that were used, and their perplexity."""
+    perplexity = np.asarray(metrics.perplexity(jnp.asarray(code_counts)))
+    return [
+        dict(codebook=q + 1, usage=float(np.mean(counts > 0)), perplexity=float(perplexity[q]))
+        for q, counts in enumerate(code_counts)
+    ]
+
+
+def format_table(summaries: Sequence[dict], by: Sequence[str] = ("codebooks",)) -> str:
+    """Summaries as aligned text, a column each: means and half the width of their intervals, a dash for no value."""
     measures = installed()
+    lines = [[name, *(str(row[name]) for row in summaries)] for name in by]
+    lines.append(["kbit/s", *(f"{row['kbps']:.2f}" for row in summaries)])
+    lines.append(["pooled SNR (dB)", *(_format_mean(row["pooled_snr"], None) for row in summaries)])
+    for key, measure in measures.items():
+        title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+        lines.append([title, *(_format_mean(row[key], row["intervals"][key]) for row in summaries)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+def installed() -> dict[str, Measure]:
+    """The measures whose packages are here."""
+    return {
+        key: measure
+        for key, measure in MEASURES.items()
+        if all(importlib.util.find_spec(name) for name in (measure.package, *measure.needs) if name)
+    }
+
+
+def _round_trips(codec, clips, num_codebooks, code_counts):
+    """What is known of each clip at each number of codebooks before it is measured, the clip, and what comes back of it."""
     for name, clip in clips:
         codes = np.asarray(inference.encode(codec, clip))
+        if code_counts is not None:
+            code_counts += np.stack([np.bincount(row, minlength=codec.codebook_size) for row in codes])
         for count in num_codebooks:
             data = compress.pack(codec, codes[:count], len(clip))
             unpacked = compress.unpack(codec, data)
             decoded = np.asarray(inference.decode(codec, unpacked.codes, unpacked.num_samples)).clip(-1.0, 1.0)
             row = dict(clip=name, codebooks=count, seconds=len(clip) / codec.sample_rate, bytes=len(data))
-            yield row | {
-                key: measure.function(clip, decoded, codec.sample_rate) if key in measures and clip.any() else None
-                for key, measure in MEASURES.items()
-            }
+            yield row, clip, decoded
 
 
-def average(rows: Iterable[dict]) -> list[dict]:
-    """A row for each number of codebooks: the rate in kbit/s over all clips, the mean over clips of each measure.
-
-    `values` says how many clips had each measure; a measure that none had is None.
-    """
-    by_codebooks: dict[int, list[dict]] = {}
-    for row in rows:
-        by_codebooks.setdefault(row["codebooks"], []).append(row)
-    averages = []
-    for count, group in by_codebooks.items():
-        seconds = sum(row["seconds"] for row in group)
-        present = {key: [row[key] for row in group if row[key] is not None] for key in MEASURES}
-        averages.append(
-            dict(
-                codebooks=count,
-                clips=len(group),
-                seconds=seconds,
-                kbps=8e-3 * sum(row["bytes"] for row in group) / seconds,
-                **{key: float(np.mean(values)) if values else None for key, values in present.items()},
-                values={key: len(values) for key, values in present.items()},
-            )
-        )
-    return averages
-
-
-def installed() -> dict[str, Measure]:
-    """The measures whose packages are here."""
-    return {k: m for k, m in MEASURES.items() if m.package is None or importlib.util.find_spec(m.package)}
-
-
-def format_table(averages: Sequence[dict]) -> str:
-    """The averages as aligned text; a dash where there is no value."""
-    measures = installed()
-    titles = ["codebooks", "kbit/s", *(measure.title for measure in measures.values())]
-    lines = [titles]
-    for row in averages:
-        values = [row["kbps"], *(row[key] for key in measures)]
-        lines.append([str(row["codebooks"]), *("-" if value is None else f"{value:.2f}" for value in values)])
-    return "\n".join(
-        "  ".join(cell.rjust(len(title)) for cell, title in zip(line, titles, strict=True)) for line in lines
+def _summary(rows, seed):
+    seconds = sum(row["seconds"] for row in rows)
+    present = {key: [row[key] for row in rows if row.get(key) is not None] for key in MEASURES}
+    signal, error = (sum(row[key] for row in rows) for key in ("signal_energy", "error_energy"))
+    return dict(
+        clips=len(rows),
+        seconds=seconds,
+        kbps=8e-3 * sum(row["bytes"] for row in rows) / seconds,
+        pooled_snr=10 * math.log10(signal / error) if signal and error else None,
+        **{key: float(np.mean(values)) if values else None for key, values in present.items()},
+        intervals={key: bootstrap_interval(values, seed) for key, values in present.items()},
+        values={key: len(values) for key, values in present.items()},
     )
 
 
+def _format_mean(mean, interval):
+    if mean is None:
+        return "-"
+    return f"{mean:.2f}" + ("" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.2f}")
+
+
+def _check_pair(reference, decoded):
+    reference, decoded = (np.asarray(x, np.float32) for x in (reference, decoded))
+    if reference.ndim != 1 or reference.shape != decoded.shape:
+        raise ValueError(f"reference {reference.shape} and decoded {decoded.shape}: expected two clips (S,) alike.")
+    return reference, decoded
+
+
+def _check_measures(keys):
+    keys = list(MEASURES if keys is None else keys)
+    if unknown := [key for key in keys if key not in MEASURES]:
+        raise ValueError(f"there is no measure {unknown[0]!r}: expected some of {', '.join(MEASURES)}.")
+    return keys
+
+
+def _energies(reference, decoded):
+    signals = reference.astype(float), decoded.astype(float) - reference
+    return {key: float(np.sum(signal**2)) for key, signal in zip(_ENERGIES, signals, strict=True)}
+
+
+def _values(keys, reference, decoded, sample_rate):
+    """The measures of one pair; silence that was decoded has a level and an error, but no quality."""
+    here = installed()
+    heard = [x.any() for x in (reference, decoded)]
+    able = {key for key in keys if key in here and (all(heard) or (heard[0] and key in _OF_SILENCE))}
+    values = {key: here[key].function(reference, decoded, sample_rate) if key in able else None for key in keys}
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+
+
+def _start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a word
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    jax.config.update("jax_platforms", "cpu")  # an accelerator belongs to the codec
+
+
+def _in_parts(function):
+    """The measure as the mean over equal parts of at most 20 s, of those that have a value."""
+
+    @functools.wraps(function)
+    def measure(reference, decoded, sample_rate):
+        num_parts = -(-len(reference) // (_PART_SECONDS * sample_rate))
+        parts = zip(*(np.array_split(x, num_parts) for x in (reference, decoded)), strict=True)
+        values = [function(*part, sample_rate) for part in parts if part[0].any()]
+        present = [value for value in values if value is not None]
+        return float(np.mean(present)) if present else None
+
+    return measure
+
+
+@_in_parts
+def log_spectral_distance(reference, decoded, sample_rate):
+    """`metrics.log_spectral_distance` in dB; of longer clips the mean over equal parts of at most 20 s."""
+    return _of_padded(metrics.log_spectral_distance, reference, decoded, sample_rate)
+
+
+@_in_parts
+def mel_distance(reference, decoded, sample_rate):
+    """`metrics.mel_distance` over librosa's 80 mel bands; of longer clips the mean over equal parts of at most 20 s."""
+    return _of_padded(_mel_distance(sample_rate), reference, decoded, sample_rate)
+
+
+@_in_parts
 def pesq_wb(reference, decoded, sample_rate):
     """PESQ, wide band (ITU-T P.862.2), 1 to 4.64; of longer clips the mean over equal parts of at most 20 s."""
     import pesq
 
     reference, decoded = (audio.resample(x, sample_rate, _WIDEBAND) for x in (reference, decoded))
-    num_parts = -(-len(reference) // (_PESQ_SECONDS * _WIDEBAND))
-    values = []
-    for x, y in zip(np.array_split(reference, num_parts), np.array_split(decoded, num_parts), strict=True):
-        try:
-            values.append(float(pesq.pesq(_WIDEBAND, x, y, "wb")))
-        except (pesq.PesqError, ValueError):  # no speech, or under a quarter of a second of it
-            continue
-    return float(np.mean(values)) if values else None
+    try:
+        return float(pesq.pesq(_WIDEBAND, reference, decoded, "wb"))
+    except (pesq.PesqError, ValueError):  # no speech, or under a quarter of a second of it
+        return None
 
 
 def estoi(reference, decoded, sample_rate):
@@ -114,6 +290,49 @@ def estoi(reference, decoded, sample_rate):
             return float(pystoi.stoi(reference, decoded, sample_rate, extended=True))
         except RuntimeWarning:  # fewer than the 30 frames, 0.4 s of speech, that one value needs
             return None
+
+
+@_in_parts
+def visqol(reference, decoded, sample_rate):
+    """ViSQOL v3 in speech mode (Chinen et al. 2020), 1 to 5; of longer clips the mean over equal parts of at most 20 s."""
+    reference, decoded = (audio.resample(x, sample_rate, _WIDEBAND).astype(float) for x in (reference, decoded))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(_visqol().measure_from_arrays(reference, decoded, _WIDEBAND).moslqo)
+        except (ValueError, IndexError, RuntimeWarning):  # less speech than one patch of 0.4 s, or a silent part
+            return None
+
+
+@_in_parts
+def dnsmos(reference, decoded, sample_rate):
+    """DNSMOS P.835 (Reddy et al. 2022), the overall score of the decoded clip alone, 1 to 5; none of less than a second.
+
+    The mean over windows of 9.01 s, one a second; a shorter clip is repeated.
+    """
+    del reference
+    if len(decoded) < sample_rate:
+        return None
+    from speechmos import dnsmos as model
+
+    decoded = audio.resample(decoded, sample_rate, _WIDEBAND).clip(-1.0, 1.0)
+    window = int(model.INPUT_LENGTH * _WIDEBAND)
+    while len(decoded) < window:
+        decoded = np.append(decoded, decoded)
+    count = int(len(decoded) // _WIDEBAND - model.INPUT_LENGTH) + 1
+    windows = np.stack([decoded[i * _WIDEBAND :][:window] for i in range(count)])
+    (raw,) = _dnsmos_session().run(None, {"input_1": windows.astype(np.float32)})
+    return float(np.mean(model.DNSMOS.get_polyfit_val(None, *raw.T, False)[2]))
+
+
+def delay(reference, decoded, sample_rate):
+    """Lag in samples at which the cross-correlation is greatest, within 50 ms: positive where the decoded clip is late."""
+    reach = min(round(_DELAY_SECONDS * sample_rate), len(reference) - 1)
+    size = 1 << (len(reference) + reach - 1).bit_length()
+    spectra = [np.fft.rfft(x.astype(float), size) for x in (reference, decoded)]
+    correlation = np.fft.irfft(spectra[0].conj() * spectra[1], size)
+    lags = np.arange(-reach, reach + 1)
+    return float(lags[np.argmax(correlation[lags])])
 
 
 def _of_padded(function, reference, decoded, sample_rate):
@@ -129,10 +348,53 @@ def _compiled(function, reference, decoded, lengths):
     return function(reference, decoded, lengths)
 
 
+@functools.cache
+def _mel_distance(sample_rate):
+    """`metrics.mel_distance` for a sample rate, one function for each: it is compiled once."""
+    import librosa
+
+    filters = librosa.filters.mel(sr=sample_rate, n_fft=metrics.MEL_FFT_LENGTH, n_mels=_MEL_BANDS)
+    return functools.partial(metrics.mel_distance, filters=filters.T)
+
+
+@functools.cache
+def _visqol():
+    import visqol
+
+    api = visqol.VisqolApi()
+    api.create(mode="speech", use_lattice_model=True)  # its other mapping is 1 to 2 points too kind to bad speech
+    return api
+
+
+@functools.cache
+def _dnsmos_session():
+    import onnxruntime
+    from speechmos import dnsmos as model
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the other cores have clips of their own
+    path = os.path.join(os.path.dirname(model.__file__), "dnsmos_models", "sig_bak_ovr.onnx")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _padded(function):
+    return functools.partial(_of_padded, function)
+
+
 MEASURES = {
-    "snr": Measure("SNR", functools.partial(_of_padded, metrics.snr)),
-    "segmental_snr": Measure("segSNR", functools.partial(_of_padded, metrics.segmental_snr)),
-    "si_sdr": Measure("SI-SDR", functools.partial(_of_padded, metrics.si_sdr)),
-    "pesq_wb": Measure("PESQ-WB", pesq_wb, "pesq"),
+    "snr": Measure("SNR", _padded(metrics.snr), unit="dB"),
+    "segmental_snr": Measure("segSNR", _padded(metrics.segmental_snr), unit="dB"),
+    "si_sdr": Measure("SI-SDR", _padded(metrics.si_sdr), unit="dB"),
+    "log_spectral_distance": Measure("LSD", log_spectral_distance, unit="dB"),
+    "mel_distance": Measure("mel distance", mel_distance),
+    "pesq_wb": Measure("PESQ-WB", pesq_wb, "pesq", "MOS"),
     "estoi": Measure("ESTOI", estoi, "pystoi"),
+    "visqol": Measure("ViSQOL", visqol, "visqol", "MOS", ("ai_edge_litert",)),
+    "dnsmos": Measure("DNSMOS", dnsmos, "speechmos", "MOS", ("onnxruntime", "requests")),
+    "range_ratio": Measure("range ratio", _padded(metrics.range_ratio)),
+    "rms_ratio": Measure("RMS ratio", _padded(metrics.rms_ratio)),
+    "optimal_gain": Measure("optimal gain", _padded(metrics.optimal_gain)),
+    "delay": Measure("delay", delay, unit="samples"),
 }
+_ENERGIES = ("signal_energy", "error_energy")
+_OF_SILENCE = ("snr", "segmental_snr", "log_spectral_distance", "mel_distance", "range_ratio", "rms_ratio")

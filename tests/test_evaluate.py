@@ -32,19 +32,26 @@ def test_rows_are_what_the_bytes_hold_measured_against_the_clip(codec, clips):
         assert -10 <= row["segmental_snr"] <= 35
 
 
-def test_averages_weigh_rates_by_time_and_measures_by_clip():
+def test_summaries_weigh_rates_by_time_and_measures_by_clip():
     measures = dict.fromkeys(evaluate.MEASURES)
+    energies = [dict(signal_energy=1.0, error_energy=0.5), dict(signal_energy=9.0, error_energy=0.5)]
     rows = [
-        dict(clip="a", codebooks=2, seconds=1.0, bytes=1000) | measures | dict(snr=3.0),
-        dict(clip="b", codebooks=2, seconds=3.0, bytes=1000) | measures | dict(snr=6.0, estoi=0.5),
+        dict(clip="a", codebooks=2, seconds=1.0, bytes=1000) | energies[0] | measures | dict(snr=3.0),
+        dict(clip="b", codebooks=2, seconds=3.0, bytes=1000) | energies[1] | measures | dict(snr=6.0, estoi=0.5),
     ]
-    (mean,) = evaluate.average(rows)
+    (mean,) = evaluate.summarize(rows)
     assert (mean["codebooks"], mean["clips"], mean["kbps"], mean["snr"], mean["estoi"]) == (2, 2, 4.0, 4.5, 0.5)
+    assert mean["pooled_snr"] == pytest.approx(10)  # 10 over 1
     assert mean["pesq_wb"] is None
-    assert mean["values"] == dict(snr=2, segmental_snr=0, si_sdr=0, pesq_wb=0, estoi=1)
-    title, line = evaluate.format_table([mean]).splitlines()
-    assert title.split()[:3] == ["codebooks", "kbit/s", "SNR"]
-    assert line.split()[:5] == ["2", "4.00", "4.50", "-", "-"]
+    assert {key: count for key, count in mean["values"].items() if count} == dict(snr=2, estoi=1)
+    assert mean["intervals"]["snr"] == [3.0, 6.0] and mean["intervals"]["estoi"] is None
+    lines = evaluate.format_table([mean]).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["codebooks", "2"],
+        ["kbit/s", "4.00"],
+        ["pooled", "SNR", "(dB)", "10.00"],
+        ["SNR", "(dB)", "4.50", "±1.50"],
+    ]
 
 
 def test_silence_has_no_value_and_no_value_is_made_up(codec):
@@ -56,8 +63,8 @@ def test_a_measure_whose_package_is_missing_is_left_out_of_the_table(monkeypatch
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pesq" else find(name))
     assert "pesq_wb" not in evaluate.installed()
-    row = dict(codebooks=1, kbps=1.0) | dict.fromkeys(evaluate.MEASURES)
-    assert "PESQ" not in evaluate.format_table([row])
+    row = dict(codebooks=1, kbps=1.0, pooled_snr=1.0, intervals=dict.fromkeys(evaluate.MEASURES))
+    assert "PESQ" not in evaluate.format_table([row | dict.fromkeys(evaluate.MEASURES)])
 
 
 def speech(seconds):
