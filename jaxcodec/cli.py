@@ -12,6 +12,7 @@ import csv
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ class UsageError(Exception):
 def main(argv=None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _make_parser().parse_args(argv)
+    arguments.command = shlex.join(["jaxcodec", *(sys.argv[1:] if argv is None else argv)])
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells at length how it reads
     try:
         code = arguments.run(arguments)
@@ -127,8 +129,7 @@ def evaluate(arguments):
     for path in filter(None, (arguments.json, arguments.csv)):
         _refuse_existing(path, arguments.force)
     codec = _load(arguments)
-    default = [2**k for k in range(codec.num_codebooks) if 2**k < codec.num_codebooks] + [codec.num_codebooks]
-    codebooks = [_check_codebooks(codec, count) for count in arguments.codebooks or default]
+    codebooks = [_check_codebooks(codec, count) for count in arguments.codebooks or _doublings(codec.num_codebooks)]
     for key in sorted(set(evaluate.MEASURES) - set(evaluate.installed())):
         _tell(f"{key} is not measured, its package is not installed: pip install 'jaxcodec[metrics]'")
     failures: list[str] = []
@@ -151,6 +152,52 @@ def evaluate(arguments):
             table = csv.DictWriter(file, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
+    return int(bool(failures))
+
+
+def report(arguments):
+    """A page to listen on: clips through the codec and through Opus, in step and blind, with figures and curves."""
+    from etils import epath
+
+    from jaxcodec import atomic, report, webpage
+
+    target = os.path.join(arguments.output, "index.html")
+    _refuse_existing(target, arguments.force)
+    codec, failures = _load(arguments), []
+    codebooks = [_check_codebooks(codec, count) for count in arguments.codebooks or _doublings(codec.num_codebooks)]
+    results = arguments.results and report.read_results(arguments.results)
+    run = arguments.run_folder or (arguments.model if os.path.isdir(f"{arguments.model}/tensorboard") else None)
+    scalars = run and report.read_run(run)
+    if arguments.clips:
+        files = dict(_expand(arguments.clips, _find_recordings))
+        chosen = report.spread(list(files))
+        if len(chosen) < len(files):
+            _tell(f"{len(chosen)} of {len(files)} clips are taken, spread over their folders")
+        with _bar(len(chosen)) as bar:
+            pairs = _read_clips([(name, files[name]) for name in chosen], codec.sample_rate, failures, bar)
+            clips, notice = [report.Clip(name, clip) for name, clip in pairs], ""
+        if not clips:
+            raise ValueError("no recording could be read.")
+    else:
+        clips, notice = report.bundled_clips(codec.sample_rate)
+    clips = report.cut(clips, codec.sample_rate)
+    rendered = report.render(codec, clips, codebooks, arguments.processes)
+    for problem in rendered.missing:
+        _tell(f"not on the page: {problem}")
+    page = webpage.Page(
+        title=arguments.title,
+        model=report.model_name(arguments.model),
+        command=arguments.command,
+        sources=" ".join(arguments.clips or ["the bundled validation clips"]),
+        notice=notice,
+        results=results,
+        scalars=scalars,
+        run=epath.Path(run).name if run else "",
+    )
+    text = webpage.compose(page, codec, clips, rendered)
+    with atomic.replacing(target) as path:
+        path.write_text(text)
+    _tell(f"{target}: {len(clips)} clips in {len(rendered.versions)} versions, {len(text.encode()) / 1e6:.1f} MB")
     return int(bool(failures))
 
 
@@ -331,6 +378,21 @@ def _make_parser():
     command.add_argument("--json", metavar="FILE", help="averages and every clip")
     command.add_argument("--csv", metavar="FILE", help="every clip")
 
+    command = add("report", report, force, model)
+    command.add_argument("output", metavar="OUT", help="folder of the page, index.html")
+    command.add_argument(
+        "--clips", nargs="+", metavar="IN", help="files and folders; default: the bundled validation clips"
+    )
+    command.add_argument("--codebooks", type=_positives, metavar="N,N", help="default: 1, 2, 4, ... and all")
+    command.add_argument(
+        "--results", metavar="FILE", help="what benchmarks/rate_distortion.py wrote, for tables and plots"
+    )
+    command.add_argument(
+        "--run", dest="run_folder", metavar="RUN", help="of train.py, for its curves; default: --model's"
+    )
+    command.add_argument("--title", default="Listen to jaxcodec")
+    command.add_argument("--processes", type=_positive, default=1, metavar="P", help="that share the slow measures")
+
     command = add("tokens", tokens, model)
     command.add_argument("folder", help="recordings at any depth")
     command.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of the token files")
@@ -372,6 +434,11 @@ def _check_codebooks(codec, count):
     if count is not None and count > codec.num_codebooks:
         raise UsageError(f"--codebooks {count}, this model has {codec.num_codebooks}.")
     return count
+
+
+def _doublings(highest):
+    """1, 2, 4, ... and `highest`."""
+    return [2**k for k in range(highest.bit_length()) if 2**k < highest] + [highest]
 
 
 def _plan(inputs, output, find, suffix, suffixes):
