@@ -9,6 +9,7 @@ Exit codes: 0 done; 1 an input failed, each named in one line on stderr; 2 a com
 import argparse
 import contextlib
 import csv
+import functools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DESCRIPTION = "A neural speech codec: 16 kHz speech to 8 kbit/s and back."
 STREAM = "-"  # stdin or stdout
@@ -123,8 +124,10 @@ def info(arguments):
 
 
 def evaluate(arguments):
-    """The codec measured on recordings."""
-    from jaxcodec import atomic, evaluate, pretrained
+    """The codec measured on recordings, or on a prepared split."""
+    import numpy as np
+
+    from jaxcodec import evaluate
 
     for path in filter(None, (arguments.json, arguments.csv)):
         _refuse_existing(path, arguments.force)
@@ -133,25 +136,21 @@ def evaluate(arguments):
     for key in sorted(set(evaluate.MEASURES) - set(evaluate.installed())):
         _tell(f"{key} is not measured, its package is not installed: pip install 'jaxcodec[metrics]'")
     failures: list[str] = []
-    clips = list(_expand(arguments.inputs, _find_recordings))
+    code_counts = np.zeros((codec.num_codebooks, codec.codebook_size), np.int64)
+    clips = list(_find_clips(arguments.inputs, arguments.split))
+    speakers = {clip.name: clip.speaker for clip in clips}
     with _bar(len(clips)) as bar:
-        rows = list(evaluate.evaluate(codec, _read_clips(clips, codec.sample_rate, failures, bar), codebooks))
+        pairs = _read_clips([(clip.name, clip.source) for clip in clips], codec.sample_rate, failures, bar)
+        rows = list(evaluate.evaluate(codec, pairs, codebooks, arguments.processes, code_counts))
     if not rows:
         raise ValueError("no recording could be read.")
-    averages = evaluate.summarize(rows)
+    rows = [dict(clip=row["clip"], speaker=speakers[row["clip"]]) | row for row in rows]
     for key in evaluate.installed():
         if without := len({row["clip"] for row in rows if row[key] is None}):
             _tell(f"{key} is the mean without {without} of {len(clips) - len(failures)} clips: too short or silent")
-    print(evaluate.format_table(averages))
-    if arguments.json:
-        report = dict(model=pretrained.fingerprint(codec).hex(), averages=averages, clips=rows, failed=failures)
-        with atomic.replacing(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.csv:
-        with atomic.replacing(arguments.csv) as path, open(path, "w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+    report = _evaluation(codec, rows, code_counts, arguments.group) | dict(command=arguments.command, failed=failures)
+    print(_format_evaluation(report))
+    _write_evaluation(report, arguments.json, arguments.csv)
     return int(bool(failures))
 
 
@@ -375,7 +374,10 @@ def _make_parser():
 
     command = add("eval", evaluate, inputs, force, model)
     command.add_argument("--codebooks", type=_positives, metavar="N,N", help="default: 1, 2, 4, ... and all")
-    command.add_argument("--json", metavar="FILE", help="averages and every clip")
+    command.add_argument("--split", metavar="NAME", help="of prepared folders; default: validation")
+    command.add_argument("--group", choices=("speaker",), help="also means by the first folder below IN")
+    command.add_argument("--processes", type=_positive, default=1, metavar="P", help="that share the slow measures")
+    command.add_argument("--json", metavar="FILE", help="means, intervals and every clip")
     command.add_argument("--csv", metavar="FILE", help="every clip")
 
     command = add("report", report, force, model)
@@ -607,20 +609,115 @@ def _format_description(description):
     return "\n".join(f"{name.replace('_', ' '):{width}}  {text(value)}" for name, value in description.items())
 
 
+class Clip(NamedTuple):
+    """A recording to measure: what it is called, whose it is, and what `_read_clips` reads."""
+
+    name: str
+    speaker: str
+    source: Any
+
+
+def _find_clips(inputs, split):
+    """The clips of files, of folders, and of one split of prepared folders."""
+    from etils import epath
+
+    prepared = [path for path in inputs if (epath.Path(path) / "dataset_info.json").exists()]
+    if split and not prepared:
+        raise UsageError("--split is for prepared folders, those with a dataset_info.json.")
+    for path in inputs:
+        if path in prepared:
+            yield from _find_prepared(path, split or "validation")
+        else:
+            for name, file in _expand([path], _find_recordings):
+                yield Clip(name, name.split("/")[0] if "/" in name else "", file)
+
+
+def _find_prepared(folder, split):
+    from types import SimpleNamespace
+
+    from jaxcodec import audio, data
+
+    source = data.open_split(SimpleNamespace(data_dir=folder, prepared_dir=""), split)
+
+    def read(index, sample_rate):
+        return audio.resample(audio.to_float(source[index]["audio"]), data.SAMPLE_RATE, sample_rate)
+
+    for i in range(len(source)):
+        yield Clip(source[i]["id"], source[i]["speaker"], functools.partial(read, i))
+
+
 def _read_clips(files, sample_rate, failures, bar):
-    """(name, audio (S,)) of every recording; those that cannot be read are named and listed in `failures`."""
-    import numpy as np
+    """(name, audio (S,)) of every recording; those that cannot be read are named and listed in `failures`.
 
-    from jaxcodec import audio
-
-    for name, path in files:
+    Of (name, source) in `files`, where a source is a path, `-`, or a function of the sample rate.
+    """
+    for name, source in files:
         try:
-            source = sys.stdin.buffer if path == STREAM else path
-            yield name, np.concatenate(list(audio.read_blocks(source, sample_rate)))
+            yield name, source(sample_rate) if callable(source) else _read_recording(source, sample_rate)
         except ValueError as error:
             failures.append(_explain(error))
             _tell(failures[-1])
         bar.update()
+
+
+def _read_recording(path, sample_rate):
+    import numpy as np
+
+    from jaxcodec import audio
+
+    return np.concatenate(list(audio.read_blocks(sys.stdin.buffer if path == STREAM else path, sample_rate)))
+
+
+def _evaluation(codec, rows, code_counts, group):
+    """What `eval` found and what it was found with, so that a number can be traced."""
+    import datetime
+
+    import jaxcodec
+    from jaxcodec import evaluate, pretrained
+
+    clips = {row["clip"]: row["seconds"] for row in rows}
+    return dict(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        version=jaxcodec.__version__,
+        model=pretrained.fingerprint(codec).hex(),
+        config=codec.config.to_dict(),
+        frame_rate=codec.frame_rate,
+        clips=[dict(clip=name, seconds=seconds) for name, seconds in clips.items()],
+        points=evaluate.summarize(rows),
+        groups=evaluate.summarize(rows, (group, "codebooks")) if group else [],
+        codebooks=evaluate.codebook_usage(code_counts),
+        frames=int(code_counts[0].sum()),
+        rows=rows,
+    )
+
+
+def _format_evaluation(report):
+    from jaxcodec import evaluate
+
+    model, clips = report["config"]["model"], report["clips"]
+    text = [
+        f"jaxcodec {report['version']}, model {report['model']} ({model['architecture']}, {model['num_codebooks']} x "
+        f"{model['codebook_size']} at {report['frame_rate']:g} frames/s), {len(clips)} clips, "
+        f"{sum(clip['seconds'] for clip in clips):.1f} s, {report['date']}",
+        evaluate.format_table(report["points"]),
+        f"codes of {report['frames']} frames\n{evaluate.format_usage(report['codebooks'])}",
+    ]
+    if report["groups"]:
+        text.append(evaluate.format_groups(report["groups"], list(report["groups"][0])[:2]))
+    return "\n\n".join(text)
+
+
+def _write_evaluation(report, json_path, csv_path):
+    from jaxcodec import atomic
+
+    if json_path:
+        with atomic.replacing(json_path) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
+    if csv_path:
+        with atomic.replacing(csv_path) as path, open(path, "w", newline="") as file:
+            table = csv.DictWriter(file, list(report["rows"][0]))
+            table.writeheader()
+            table.writerows(report["rows"])
 
 
 def _refuse_existing(path, force):

@@ -6,6 +6,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -28,6 +29,7 @@ _PART_SECONDS = 20  # PESQ is for some 8 to 30 s, and its C code overruns its ta
 _DELAY_SECONDS = 0.05
 _MEL_BANDS = 80
 _RESAMPLES = 2000
+_SHORTEST_PADDED = 2**14  # samples
 
 
 class Measure(NamedTuple):
@@ -84,7 +86,8 @@ def score_pairs(
 ) -> Iterator[dict[str, float | None]]:
     """`score` of every (reference, decoded), in order; with several `processes` they share the slow measures.
 
-    The pairs are taken as they are needed, a few ahead of the scores.
+    The pairs are taken as they are needed, a few ahead of the scores. A script that asks for processes needs the usual
+    `if __name__ == "__main__":` around its work.
     """
     keys = _check_measures(measures)
     if processes == 1:
@@ -111,7 +114,7 @@ def score_pairs(
         while waiting:
             yield finish()
     except concurrent.futures.process.BrokenProcessPool:
-        raise ValueError("a process died, for want of memory perhaps: try fewer processes.") from None
+        raise ValueError("a process that measured died, for want of memory perhaps: try fewer processes.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -156,12 +159,28 @@ def format_table(summaries: Sequence[dict], by: Sequence[str] = ("codebooks",)) 
     lines.append(["kbit/s", *(f"{row['kbps']:.2f}" for row in summaries)])
     lines.append(["pooled SNR (dB)", *(_format_mean(row["pooled_snr"], None) for row in summaries)])
     for key, measure in measures.items():
-        title = f"{measure.title} ({measure.unit})" if measure.unit else measure.title
-        lines.append([title, *(_format_mean(row[key], row["intervals"][key]) for row in summaries)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    )
+        lines.append([_title(measure), *(_format_mean(row[key], row["intervals"][key]) for row in summaries)])
+    return _align(lines)
+
+
+def format_groups(summaries: Sequence[dict], by: Sequence[str]) -> str:
+    """Summaries of many groups as aligned text, a line each, with the measures of `MAIN`."""
+    shown = {key: measure for key, measure in installed().items() if key in MAIN}
+    lines = [[*by, "clips", "kbit/s", *map(_title, shown.values())]]
+    for row in summaries:
+        means = [_format_mean(row[key], row["intervals"][key]) for key in shown]
+        lines.append([*(str(row[name]) or "-" for name in by), str(row["clips"]), f"{row['kbps']:.2f}", *means])
+    return _align(lines)
+
+
+def format_usage(usage: Sequence[dict]) -> str:
+    """What `codebook_usage` gives as aligned text, a column a codebook."""
+    lines = [
+        ["codebook", *(str(row["codebook"]) for row in usage)],
+        ["used (%)", *(f"{100 * row['usage']:.1f}" for row in usage)],
+        ["perplexity", *(f"{row['perplexity']:.1f}" for row in usage)],
+    ]
+    return _align(lines)
 
 
 def installed() -> dict[str, Measure]:
@@ -202,6 +221,16 @@ def _summary(rows, seed):
     )
 
 
+def _title(measure):
+    return f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+
+
+def _align(lines):
+    """Lines of cells as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
 def _format_mean(mean, interval):
     if mean is None:
         return "-"
@@ -240,6 +269,7 @@ def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a word
     logging.getLogger("absl").setLevel(logging.ERROR)
     jax.config.update("jax_platforms", "cpu")  # an accelerator belongs to the codec
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # of ViSQOL: the other cores have clips of their own
 
 
 def _in_parts(function):
@@ -338,7 +368,7 @@ def delay(reference, decoded, sample_rate):
 def _of_padded(function, reference, decoded, sample_rate):
     """A measure of `metrics` for one clip, padded to a power of two: few lengths are compiled."""
     del sample_rate
-    padding = (0, (1 << (len(reference) - 1).bit_length()) - len(reference))
+    padding = (0, max(1 << (len(reference) - 1).bit_length(), _SHORTEST_PADDED) - len(reference))
     padded = (jnp.asarray(np.pad(x, padding))[None] for x in (reference, decoded))
     return float(_compiled(function, *padded, jnp.array([len(reference)]))[0])
 
@@ -362,8 +392,22 @@ def _visqol():
     import visqol
 
     api = visqol.VisqolApi()
-    api.create(mode="speech", use_lattice_model=True)  # its other mapping is 1 to 2 points too kind to bad speech
+    with _native_stderr_closed():  # its runtime says how it starts
+        api.create(mode="speech", use_lattice_model=True)  # the other mapping is 1 to 2 points too kind to bad speech
     return api
+
+
+@contextlib.contextmanager
+def _native_stderr_closed():
+    """What C++ libraries write to stderr goes nowhere."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @functools.cache
@@ -396,5 +440,6 @@ MEASURES = {
     "optimal_gain": Measure("optimal gain", _padded(metrics.optimal_gain)),
     "delay": Measure("delay", delay, unit="samples"),
 }
+MAIN = ("snr", "segmental_snr", "pesq_wb", "estoi")
 _ENERGIES = ("signal_energy", "error_energy")
 _OF_SILENCE = ("snr", "segmental_snr", "log_spectral_distance", "mel_distance", "range_ratio", "rms_ratio")

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxcodec import audio, bitstream, cli, compress, entropy, evaluate, export, inference, pretrained, tokens
+import jaxcodec
+from configs import tiny
+from jaxcodec import audio, bitstream, cli, compress, data, entropy, evaluate, export, inference, pretrained, tokens
 from tests import support
 
 ROOT = pathlib.Path(cli.__file__).parent.parent
@@ -213,22 +215,57 @@ def test_eval_prints_a_table_and_writes_every_clip(run, recordings, monkeypatch)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pystoi" else find(name))
     audio.save("recordings/silence.wav", np.zeros(8000, np.float32))
-    code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--json", "scores.json", "--csv", "scores.csv")
+    files_to_write = "--json", "scores.json", "--csv", "scores.csv"
+    code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--group", "speaker", *files_to_write)
     assert code == 1
     assert "jaxcodec: estoi is not measured, its package is not installed: pip install 'jaxcodec[metrics]'" in told
     assert [line for line in told if line.startswith("jaxcodec: recordings/text.wav: not audio")]
     assert "jaxcodec: snr is the mean without 1 of 4 clips: too short or silent" in told
-    lines = {line.split()[0]: line.split() for line in out.splitlines()}
+    header, table, usage, groups = out.split("\n\n")
+    lines = {line.split()[0]: line.split() for line in table.splitlines()}
     assert lines["codebooks"][1:] == ["1", "4"] and "ESTOI" not in lines
     report = json.loads(pathlib.Path("scores.json").read_text())
+    assert f"model {report['model']} (mdct, 4 x 16 at 1000 frames/s), 4 clips" in header and report["date"] in header
+    assert report["version"] == jaxcodec.__version__ and report["config"]["model"]["hop_length"] == 16
+    assert f"{report['codebooks'][1]['perplexity']:.1f}" == usage.splitlines()[3].split()[2]
+    assert [line.split()[:3] for line in groups.splitlines()] == [
+        ["speaker", "codebooks", "clips"],
+        ["-", "1", "2"],
+        ["-", "4", "2"],
+        ["deep", "1", "2"],
+        ["deep", "4", "2"],
+    ]
     rows = list(csv.DictReader(pathlib.Path("scores.csv").read_text().splitlines()))
-    assert len(rows) == len(report["clips"]) == 8 and len(report["failed"]) == 1
+    assert len(rows) == len(report["rows"]) == 8 and len(report["clips"]) == 4 and len(report["failed"]) == 1
+    assert {row["speaker"] for row in report["rows"]} == {"", "deep"} == {row["speaker"] for row in report["groups"]}
     names = {row["clip"] for row in rows}
     assert names == {"a.wav", "deep/b.flac", "deep/c.ogg", "silence.wav"}
     snrs = [float(row["snr"]) for row in rows if row["codebooks"] == "4" and row["snr"]]
     assert float(lines["SNR"][4]) == pytest.approx(np.mean(snrs), abs=0.006)
     code, _, told = run("eval", "recordings", "--csv", "scores.csv")
     assert code == 1 and told == ["jaxcodec: scores.csv exists, --force replaces it"]
+
+
+def test_eval_measures_a_split_of_prepared_speech_as_its_recordings(run, folder):
+    for name in ("train/a/1.wav", "validation/b/2.wav", "validation/c/3.wav"):
+        os.makedirs(os.path.dirname(f"speech/{name}"))
+        audio.save(f"speech/{name}", support.speech_like(1, 8000, seed=int(name[-5]))[0])
+    config = tiny.get_config().data
+    config.update(data_dir="speech", prepared_dir="shards")
+    prepared = data.prepare(config).data_path
+    measure = "eval", "--codebooks", "4", "--json"
+    assert run(*measure, "prepared.json", prepared)[0] == run(*measure, "folder.json", "speech/validation")[0] == 0
+    prepared_rows, rows = (
+        {row["speaker"]: row["snr"] for row in json.loads(pathlib.Path(name).read_text())["rows"]}
+        for name in ("prepared.json", "folder.json")
+    )
+    assert prepared_rows == rows and set(rows) == {"b", "c"}
+    clips = json.loads(pathlib.Path("prepared.json").read_text())["clips"]
+    assert dict(clip="validation/b/2.wav", seconds=0.5) in clips
+    assert run(*measure, "train.json", prepared, "--split", "train")[0] == 0
+    assert json.loads(pathlib.Path("train.json").read_text())["rows"][0]["speaker"] == "a"
+    code, _, told = run("eval", "speech", "--split", "train")
+    assert code == 2 and told == ["jaxcodec: --split is for prepared folders, those with a dataset_info.json."]
 
 
 def test_tokens_are_made_once_and_bad_recordings_are_named(run, recordings):
@@ -396,5 +433,5 @@ def test_the_documented_commands_do_what_they_say(run, speech, recordings, monke
     (load_tokens,) = documented("load", "python")
     exec(load_tokens, names)
     assert names["first"].shape[0] == 8 and names["shard"]["names"][0] == "a.wav"
-    assert {row["codebooks"] for row in json.loads(pathlib.Path("scores.json").read_text())["averages"]} == {1, 2, 4, 8}
-    assert set(evaluate.MEASURES) <= set(json.loads(pathlib.Path("scores.json").read_text())["clips"][0])
+    assert {row["codebooks"] for row in json.loads(pathlib.Path("scores.json").read_text())["points"]} == {1, 2, 4, 8}
+    assert set(evaluate.MEASURES) <= set(json.loads(pathlib.Path("scores.json").read_text())["rows"][0])
