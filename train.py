@@ -160,6 +160,7 @@ class Run:
         self.train_step = jax.pmap(step, AXIS, in_axes=(0, 0, None), donate_argnums=0)
         self.eval_step = jax.pmap(functools.partial(training.eval_step, **shared), AXIS)
         self.gradient_norms = jax.pmap(functools.partial(training.latent_gradient_norms, **shared), AXIS)
+        self.decode_example = jax.jit(model.apply)
         self.rng = jax.random.key(config.seed)
 
     def loop(self, checkpoints, log_dir) -> dict:
@@ -193,8 +194,7 @@ class Run:
                     args = (epoch, self.config.num_epochs, step, seconds, summary, train_means, shares)
                     tqdm.write(summaries.format_report(*args), file=sys.stdout)
                     writer.epoch(step, summary, train_means, shares)
-                    if epoch % self.config.examples_every_epochs == 0:
-                        self.write_examples(writer, step, state)
+                    self.write_examples(writer, step, state)
                 checkpoints.save(first_replica(state), summary["snr"])
         finally:
             batches.close()
@@ -303,11 +303,11 @@ class Run:
         """Sound and spectrograms of the first validation clips beside what they decode to."""
         local, rate = first_replica(state), self.model.sample_rate
         params = local.params if local.average is None else local.average
-        decode, longest = jax.jit(self.model.apply), 10 * rate
+        longest = 10 * rate
         for index in range(min(self.config.num_examples, len(self.validation_split))):
             clip = audio.to_float(self.validation_split[index]["audio"][:longest])
             padded, lengths = np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
-            decoded = decode(training.variables(params, local.codebooks), padded, lengths).audio
+            decoded = self.decode_example(training.variables(params, local.codebooks), padded, lengths).audio
             writer.pair(step, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)
 
 

@@ -20,8 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_epoch = 0  # 0: one pass over the training speech, but at least min_steps_per_epoch
     config.min_steps_per_epoch = 200
     config.eval_batch_size = 8  # clips over all devices, rounded up to a multiple of them
-    config.num_examples = 4  # validation clips shown in TensorBoard
-    config.examples_every_epochs = 5
+    config.num_examples = 4  # validation clips heard and seen in TensorBoard, every epoch
     config.wandb_project = ""  # a Weights & Biases project to log to
 
     config.model = model = ml_collections.ConfigDict()

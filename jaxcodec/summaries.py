@@ -6,7 +6,7 @@ import math
 import ml_collections
 import numpy as np
 
-from jaxcodec import metrics
+from jaxcodec import metrics, pictures
 
 
 def summarize(sums: dict, num_codebooks: int) -> dict:
@@ -123,7 +123,7 @@ def _clock(seconds):
 
 
 class SummaryWriter:
-    """Scalars, spectrogram pairs and audio pairs as TensorBoard events (no TensorFlow), and to W&B when asked for."""
+    """Scalars, spectrograms and sounds as TensorBoard events (no TensorFlow), and to W&B when asked for."""
 
     def __init__(self, directory: str, config: ml_collections.ConfigDict):
         """Raises ValueError when `directory` or the config asks for a package that is not installed."""
@@ -134,6 +134,7 @@ class SummaryWriter:
             self._events = EventWriter(directory, flush_secs=30)
         except ImportError:
             raise ValueError(f"Writing {directory} needs google-cloud-storage: pip install 'jaxcodec[gcs]'.") from None
+        self._named: set[str] = set()  # the examples whose reference is written
         self._events.add_text("config", f"```\n{config}\n```")
 
     def epoch(self, step: int, summary: dict, train: dict, shares: dict) -> None:
@@ -144,7 +145,8 @@ class SummaryWriter:
         for measure in ("usage", "perplexity"):
             values |= {f"codebooks/{measure}_{i + 1}": value for i, value in enumerate(summary[measure])}
         self._scalars(step, {name: float(value) for name, value in values.items()})
-        self._events.add_image("codebooks/code_counts", _heat_map(summary["code_counts"]), step)
+        picture = pictures.code_counts(summary["code_counts"])
+        self._events.add_image("codebooks/code_counts", picture, step, dataformats="HWC")
 
     def _scalars(self, step, values):
         for name, value in values.items():
@@ -153,14 +155,18 @@ class SummaryWriter:
             self._wandb.log(values, step=step)
 
     def pair(self, step: int, name: str, reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> None:
-        """Writes a reference and what it decoded to, audio (S,), as sound and as one picture of two spectrograms."""
+        """Writes a reference and what it decoded to, audio (S,), as sound and as a picture of spectrograms and error.
+
+        The reference's sound is the same in every epoch and written once.
+        """
         if importlib.util.find_spec("soundfile") is not None:  # tensorboardX encodes its sounds with it
-            for role, audio in (("reference", reference), ("decoded", decoded)):
+            sounds = {"decoded": decoded} | ({} if name in self._named else {"reference": reference})
+            for role, audio in sounds.items():
                 sound = np.clip(audio, -1, 1)[:, None]  # (S, 1)
                 self._events.add_audio(f"{name}/{role}", sound, step, sample_rate=sample_rate)
-        upper, lower = _spectrogram(reference), _spectrogram(decoded)
-        image = np.concatenate([upper, np.ones((4, upper.shape[1])), lower])
-        self._events.add_image(f"{name}/spectrograms", _grey(image), step)
+            self._named.add(name)
+        picture = pictures.comparison(reference, decoded, sample_rate)
+        self._events.add_image(f"{name}/spectrograms", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes everything."""
@@ -175,22 +181,3 @@ def _start_wandb(config):
     import wandb
 
     return wandb.init(project=config.wandb_project, name=config.experiment_name, config=config.to_dict())
-
-
-def _heat_map(counts):
-    """How often each code was used, (Q, K), to (3, 8 Q, K) uint8: a band a codebook, its codes sorted by use."""
-    ordered = np.log1p(-np.sort(-counts, axis=-1))
-    return _grey(np.repeat(ordered / max(ordered.max(), 1e-9), 8, axis=0))
-
-
-def _spectrogram(audio, fft_length=512, hop_length=128):
-    """Audio (S,) to log magnitudes (fft_length / 2 + 1, T) in [0, 1], 80 dB deep, low frequencies at the bottom."""
-    padded = np.pad(audio, (0, max(0, fft_length - len(audio))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, fft_length)[::hop_length]
-    magnitudes = np.abs(np.fft.rfft(frames * np.hanning(fft_length))).T[::-1]
-    return np.clip(1 + 20 * np.log10(magnitudes / (fft_length / 4) + 1e-9) / 80, 0, 1)
-
-
-def _grey(image):
-    """(H, W) in [0, 1] to (3, H, W) uint8."""
-    return np.repeat((255 * np.clip(image, 0, 1)).astype(np.uint8)[None], 3, axis=0)

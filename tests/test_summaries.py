@@ -81,3 +81,33 @@ def test_weights_and_biases_asked_for_but_missing_is_said_in_one_line(tmp_path, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
         summaries.SummaryWriter(str(tmp_path), config)
+
+
+class Recorder:
+    """What a SummaryWriter was told, in place of tensorboardX's."""
+
+    def __init__(self, *_, **__):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda tag, *_, **__: self.told.append((name, tag))
+
+
+def test_every_epoch_shows_pictures_and_sounds_and_the_reference_sounds_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Recorder)
+    writer = summaries.SummaryWriter(str(tmp_path), tiny.get_config())
+    clip = np.linspace(-0.1, 0.1, 800, dtype=np.float32)
+    for step in (200, 400):
+        writer.epoch(step, summaries.summarize(make_sums(), 2), TRAIN, SHARES)
+        writer.pair(step, "example_0", clip, 0.9 * clip, 16000)
+    told = writer._events.told
+    for once in (("add_audio", "example_0/reference"), ("add_text", "config")):
+        assert told.count(once) == 1
+    for each in (
+        ("add_audio", "example_0/decoded"),
+        ("add_image", "example_0/spectrograms"),
+        ("add_image", "codebooks/code_counts"),
+        ("add_scalar", "codebooks/usage_2"),
+        ("add_scalar", "train/output_scale"),
+    ):
+        assert told.count(each) == 2

@@ -1,0 +1,91 @@
+"""Pictures for TensorBoard: spectrograms side by side, code counts; RGB arrays (H, W, 3) uint8, with labels."""
+
+import numpy as np
+
+FLOOR_DB, CEILING_DB = -100.0, -20.0  # of full scale, the range of the colours
+_FFT, _WIDTH, _HEIGHT = 512, 400, 96  # of a spectrogram, pixels
+_MARGIN, _TITLE = 34, 16  # pixels for the axis and above each panel
+_ROW = 14  # pixels of a codebook
+_STEPS = 20  # distinct colours: a picture is written every epoch, and fewer colours make smaller files
+# Dark to light, in steps of about equal brightness; the page to listen on has the same.
+_STOPS = np.array(
+    [[9, 7, 26], [43, 20, 96], [112, 31, 121], [187, 55, 98], [236, 105, 56], [250, 178, 59], [252, 253, 214]]
+)
+
+
+def comparison(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Spectrograms of a clip (S,), of what it decoded to and of the difference, one below the other on one scale."""
+    error = decoded - reference
+    snr = 10 * np.log10(max(np.sum(reference**2), 1e-12) / max(np.sum(error**2), 1e-12))
+    seconds = len(reference) / sample_rate
+    panels = [
+        (f"reference, {seconds:.1f} s", reference),
+        (f"decoded, SNR {snr:.1f} dB", decoded),
+        ("error: decoded minus reference", error),
+    ]
+    pictures = [_panel(title, _colour(_spectrogram(clip)), sample_rate) for title, clip in panels]
+    return np.concatenate(pictures)
+
+
+def code_counts(counts: np.ndarray) -> np.ndarray:
+    """How often each code was used, (Q, K): a band a codebook, its codes sorted by use, the brighter the more (log)."""
+    ordered = np.log1p(-np.sort(-counts, axis=-1))
+    bands = _colour(_resized(ordered / max(ordered.max(), 1e-9), len(counts), _WIDTH))
+    canvas, pen = _canvas(_TITLE + _ROW * len(counts), _WIDTH + 2 * _MARGIN)
+    pen.text((_MARGIN, 1), "codes by use, the most used first; right: share in use", fill="white")
+    for row, (band, used) in enumerate(zip(bands, counts, strict=True)):
+        top = _TITLE + _ROW * row
+        pen.text((_MARGIN - 5, top + 1), str(row + 1), fill="white", anchor="ra")
+        pen.text((_MARGIN + _WIDTH + 5, top + 1), f"{100 * np.mean(used > 0):.0f} %", fill="white")
+        canvas.paste(_image(np.repeat(band[None], _ROW - 2, axis=0)), (_MARGIN, top))
+    return np.asarray(canvas)
+
+
+def _panel(title, picture, sample_rate):
+    """A titled picture with a frequency axis."""
+    canvas, pen = _canvas(_TITLE + _HEIGHT + 4, _MARGIN + _WIDTH)
+    pen.text((_MARGIN, 1), title, fill="white")
+    for share, anchor in ((0, "rs"), (0.5, "rm"), (1, "ra")):
+        label = f"{share * sample_rate / 2000:g}" + (" kHz" if share == 1 else "")
+        pen.text((_MARGIN - 5, _TITLE + (1 - share) * _HEIGHT), label, fill="white", anchor=anchor)
+    canvas.paste(_image(picture), (_MARGIN, _TITLE))
+    return np.asarray(canvas)
+
+
+def _canvas(height, width):
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.new("RGB", (width, height), "#17171f")
+    pen = ImageDraw.Draw(canvas)
+    pen.font = ImageFont.load_default(11)
+    return canvas, pen
+
+
+def _image(picture):
+    from PIL import Image
+
+    return Image.fromarray(picture)
+
+
+def _spectrogram(audio):
+    """Audio (S,) to levels (_HEIGHT, _WIDTH) in [0, 1], low frequencies at the bottom: the loudest of each pixel's bins."""
+    centres = ((np.arange(_WIDTH) + 0.5) / _WIDTH * len(audio)).astype(int)
+    padded = np.pad(audio, _FFT // 2)
+    frames = padded[centres[:, None] + np.arange(_FFT)] * np.hanning(_FFT)
+    power = np.abs(np.fft.rfft(frames)).T ** 2 / (_FFT / 4) ** 2
+    edges = np.linspace(0, len(power), _HEIGHT, endpoint=False).astype(int)
+    power = np.maximum.reduceat(power, edges)[::-1]
+    return np.clip((10 * np.log10(power + 1e-12) - FLOOR_DB) / (CEILING_DB - FLOOR_DB), 0, 1)
+
+
+def _resized(levels, height, width):
+    """(H, W) to (height, width) by the nearest value."""
+    rows, columns = (np.arange(n) * size // n for n, size in zip((height, width), levels.shape, strict=True))
+    return levels[np.ix_(rows, columns)]
+
+
+def _colour(levels):
+    """(H, W) in [0, 1] to (H, W, 3) uint8."""
+    levels = np.round(np.clip(levels, 0, 1) * _STEPS) / _STEPS * (len(_STOPS) - 1)
+    channels = [np.interp(levels, np.arange(len(_STOPS)), _STOPS[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
