@@ -147,7 +147,7 @@ def _labels(frame, curves):
     for curve in sorted(curves, key=lambda curve: frame.y(curve.points[-1][1])):
         x, y = frame.x(curve.points[-1][0]) + 6, frame.y(curve.points[-1][1]) + 3.5
         text = curve.label if len(curve.label) <= 15 else curve.label[:14] + "…"
-        clear = [shift for k in range(40) for shift in (k, -k) if _is_clear(x, y + shift, len(text), taken)]
+        clear = [shift for k in range(HEIGHT) for shift in (k, -k) if _is_clear(x, y + shift, len(text), taken)]
         y += clear[0] if clear else 0
         taken += [(x + _LETTER * k, y) for k in range(len(text) + 1)]
         style = f"label c{curve.colour % _NUM_COLOURS}"
