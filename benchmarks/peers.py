@@ -1,0 +1,234 @@
+"""Speech codecs in use, to compare with: Opus old and new, AMR-WB and LC3, through real files and back to 16 kHz.
+
+Every codec runs with its own defaults, apart from what makes a file larger without need: no comments, no padding. Its rate
+is the size of its file; `payload_bytes` is what is left without the container: Ogg pages and headers, the byte before every
+AMR frame, LC3's header and frame lengths.
+
+Decoded clips are aligned by the constant lag of each codec and setting, to a fraction of a sample: the 0.7 samples that Opus
+leaves would cap its SNR.
+"""
+
+import importlib.util
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcodec import audio
+
+SAMPLE_RATE = 16000
+REACH = 1600  # samples; no lag is looked for beyond
+FRACTION = 16  # lags are multiples of 1 / FRACTION of a sample
+
+
+class Coded(NamedTuple):
+    """What became of a clip."""
+
+    decoded: np.ndarray  # (S',) float, late by the codec's lag
+    file_bytes: int
+    payload_bytes: int
+
+
+class Peer(NamedTuple):
+    """A codec."""
+
+    title: str
+    settings: tuple[float, ...]  # nominal kbit/s
+    round_trip: Callable[[np.ndarray, float], Coded]  # clip (S,) at 16 kHz, setting
+    version: Callable[[], str | None]  # None: it is not installed
+    install: str  # what to install
+
+
+def available() -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that are installed, titles with their versions, and for each of the others what is missing."""
+    versions = {name: peer.version() for name, peer in PEERS.items()}
+    here = {
+        name: peer._replace(title=f"{peer.title} {versions[name]}") for name, peer in PEERS.items() if versions[name]
+    }
+    return here, {name: peer.install for name, peer in PEERS.items() if not versions[name]}
+
+
+def opus_tools(clip: np.ndarray, kbps: float) -> Coded:
+    """Opus by opusenc and opusdec: variable rate, frames of 20 ms, highest complexity."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, coded, decoded = (Path(folder, name) for name in ("in.wav", "coded.opus", "out.wav"))
+        audio.save(source, clip, SAMPLE_RATE)
+        lean = ["--quiet", "--discard-comments", "--discard-pictures", "--padding", "0"]
+        run("opusenc", *lean, "--bitrate", f"{kbps:g}", source, coded)
+        run("opusdec", "--quiet", "--rate", SAMPLE_RATE, "--float", "--no-dither", coded, decoded)
+        data = coded.read_bytes()
+        return Coded(audio.load(decoded, SAMPLE_RATE), len(data), ogg_payload(data))
+
+
+def opus_new(clip: np.ndarray, kbps: float) -> Coded:
+    """Opus by the libopus inside the package opuscodec, as opusenc would call it."""
+    import opuscodec
+
+    encoder = opuscodec.OpusBufferedEncoder(SAMPLE_RATE, 1, round(1000 * kbps), qext=False)
+    data = encoder.write(pcm16(clip)[:, None]) + encoder.flush()
+    encoder.close()
+    data = without_padding(data)
+    decoded = opuscodec.OpusBufferedDecoder().decode(data)[:, 0] / audio.INT16_SCALE
+    return Coded(audio.resample(decoded.astype(np.float32), 48000, SAMPLE_RATE), len(data), ogg_payload(data))
+
+
+def amr_wb(clip: np.ndarray, kbps: float) -> Coded:
+    """AMR-WB (3GPP TS 26.171) by ffmpeg: encoder libvo_amrwbenc, no DTX."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, coded, decoded = (Path(folder, name) for name in ("in.wav", "coded.amr", "out.wav"))
+        audio.save(source, clip, SAMPLE_RATE)
+        quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-i"]
+        run(*quiet, source, "-c:a", "libvo_amrwbenc", "-b:a", round(1000 * kbps), coded)
+        run(*quiet, coded, decoded)
+        frames = -(-len(clip) // 320)  # of 20 ms
+        return Coded(audio.load(decoded, SAMPLE_RATE), size := coded.stat().st_size, size - len("#!AMR-WB\n") - frames)
+
+
+def lc3(clip: np.ndarray, kbps: float) -> Coded:
+    """LC3 (Bluetooth, 2020) by elc3 and dlc3, frames of 10 ms: its rates begin at 16 kbit/s."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, coded, decoded = (Path(folder, name) for name in ("in.wav", "coded.lc3", "out.wav"))
+        audio.save(source, clip, SAMPLE_RATE)
+        run("elc3", "-b", round(1000 * kbps), source, coded)
+        run("dlc3", coded, decoded)
+        data = coded.read_bytes()
+        position, payload = struct.unpack_from("<H", data, 2)[0], 0  # the header says how long it is
+        while position < len(data):
+            (size,) = struct.unpack_from("<H", data, position)
+            position, payload = position + 2 + size, payload + size
+        return Coded(audio.load(decoded, SAMPLE_RATE), len(data), payload)
+
+
+def align(clips: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """Decoded clips (S',) moved by their common lag to the length of the clips (S,), and that lag in samples."""
+    lag = common_lag(clips, decoded)
+    return [advance(y, lag, len(x)) for x, y in zip(clips, decoded, strict=True)], lag
+
+
+def common_lag(clips: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
+    """The lag at which the sum of the pairs' normalised cross-correlations is greatest: positive where decoded is late."""
+    size = 1 << (max(map(len, [*clips, *decoded])) + REACH).bit_length()
+    cross = np.zeros(size // 2 + 1, complex)
+    for x, y in zip(clips, decoded, strict=True):
+        product = np.fft.rfft(x, size).conj() * np.fft.rfft(y, size)
+        cross += product / max(np.sqrt(np.sum(np.square(x, dtype=float)) * np.sum(np.square(y, dtype=float))), 1e-9)
+    lags = np.arange(-REACH, REACH + 1)
+    coarse = lags[np.argmax(np.fft.irfft(cross)[lags])]
+    fine = coarse + np.arange(-FRACTION, FRACTION + 1) / FRACTION
+    angles = 2 * np.pi * np.arange(len(cross)) / size
+    return float(fine[np.argmax([np.sum((cross * np.exp(1j * angles * lag)).real) for lag in fine])])
+
+
+def advance(decoded: np.ndarray, lag: float, num_samples: int) -> np.ndarray:
+    """The clip (num_samples,) float32 that begins `lag` samples into `decoded` (S',), band-limited; zeros where it ends."""
+    whole, fraction = divmod(lag, 1.0)
+    moved = np.pad(decoded.astype(float), (REACH, REACH + max(0, num_samples - len(decoded))))
+    if fraction:
+        angles = 2 * np.pi * np.fft.rfftfreq(len(moved))
+        moved = np.fft.irfft(np.fft.rfft(moved) * np.exp(1j * angles * fraction), len(moved))
+    return moved[REACH + int(whole) :][:num_samples].astype(np.float32)
+
+
+def ogg_pages(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Header, with its segment table, and body of every page of an Ogg file (RFC 3533)."""
+    pages, position = [], 0
+    while position < len(data):
+        if data[position : position + 4] != b"OggS":
+            raise ValueError(f"no Ogg page at byte {position}.")
+        body = position + 27 + data[position + 26]
+        end = body + sum(data[position + 27 : body])
+        pages.append((data[position:body], data[body:end]))
+        position = end
+    return pages
+
+
+def ogg_payload(data: bytes) -> int:
+    """Bytes of the packets of an Ogg Opus file (RFC 7845), its two headers left out."""
+    return sum(len(body) for _, body in ogg_pages(data)[2:])
+
+
+def without_padding(data: bytes) -> bytes:
+    """An Ogg Opus file whose page of tags, the second, ends where its tags end."""
+    pages = ogg_pages(data)
+    header, tags = pages[1]
+    end = 12 + struct.unpack_from("<I", tags, 8)[0]  # after the name of the encoder: a list of comments
+    (comments,) = struct.unpack_from("<I", tags, end)
+    if comments:
+        raise ValueError(f"expected no comments, got {comments}.")
+    tags = tags[: end + 4]
+    lacing = bytes([255] * (len(tags) // 255) + [len(tags) % 255])
+    page = header[:22] + bytes(4) + bytes([len(lacing)]) + lacing + tags
+    pages[1] = page[:22] + struct.pack("<I", ogg_checksum(page)) + page[26:], b""
+    return b"".join(header + body for header, body in pages)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """CRC-32 of a page whose checksum is zero: polynomial 0x04c11db7, from zero, highest bit first."""
+    remainder = 0
+    for byte in page:
+        remainder ^= byte << 24
+        for _ in range(8):
+            remainder = (remainder << 1) ^ (0x104C11DB7 if remainder & 0x80000000 else 0)
+    return remainder
+
+
+def pcm16(clip: np.ndarray) -> np.ndarray:
+    """Float samples (S,) as int16."""
+    return np.clip(np.rint(clip * audio.INT16_SCALE), -32768, 32767).astype(np.int16)
+
+
+def run(*command) -> str:
+    """What a program prints; an error with its last words where it fails."""
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
+    if result.returncode:
+        raise RuntimeError(f"{command[0]} failed: {(result.stderr or result.stdout).strip()[-300:]}")
+    return result.stdout
+
+
+def opus_tools_version() -> str | None:
+    """Of the libopus that opusenc is linked with."""
+    if not (shutil.which("opusenc") and shutil.which("opusdec")):
+        return None
+    found = re.search(r"libopus ([\w.-]+)", run("opusenc", "--version"))
+    return found[1] if found else "of unknown version"
+
+
+def opus_new_version() -> str | None:
+    """Of the libopus inside opuscodec."""
+    if not importlib.util.find_spec("opuscodec"):
+        return None
+    import opuscodec
+
+    return opuscodec.opus_version().removeprefix("libopus ")
+
+
+def amr_wb_version() -> str | None:
+    """Of ffmpeg, where it was built with the encoder."""
+    if not shutil.which("ffmpeg") or "AMR-WB" not in run("ffmpeg", "-hide_banner", "-h", "encoder=libvo_amrwbenc"):
+        return None
+    return f"(ffmpeg {run('ffmpeg', '-version').split()[2]})"
+
+
+def lc3_version() -> str | None:
+    """Of the Debian package, as the programs do not tell theirs."""
+    if not (shutil.which("elc3") and shutil.which("dlc3")):
+        return None
+    if not shutil.which("dpkg-query"):
+        return "(liblc3)"
+    return f"(liblc3 {run('dpkg-query', '-W', '-f', '${Version}', 'liblc3-tools')})"
+
+
+PEERS = {
+    "opus": Peer("Opus", (6, 8, 12, 16, 24, 32), opus_tools, opus_tools_version, "opus-tools (Debian package)"),
+    "opus_new": Peer("Opus", (6, 8, 12, 16, 24, 32), opus_new, opus_new_version, "opuscodec (PyPI package)"),
+    "amr_wb": Peer(
+        "AMR-WB", (6.6, 8.85, 12.65, 15.85, 23.85), amr_wb, amr_wb_version, "ffmpeg, libavcodec-extra (Debian packages)"
+    ),
+    "lc3": Peer("LC3", (16, 24, 32), lc3, lc3_version, "liblc3-tools (Debian package)"),
+}
