@@ -314,11 +314,13 @@ def estoi(reference, decoded, sample_rate):
     """Extended short-time objective intelligibility (Jensen and Taal 2016), up to 1."""
     import pystoi
 
+    if len(reference) < 0.4 * sample_rate:  # 30 frames, what one value needs
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
             return float(pystoi.stoi(reference, decoded, sample_rate, extended=True))
-        except RuntimeWarning:  # fewer than the 30 frames, 0.4 s of speech, that one value needs
+        except RuntimeWarning:  # fewer than that without the pauses
             return None
 
 

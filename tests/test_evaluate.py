@@ -1,12 +1,15 @@
 """Evaluation: rows against the measures worked directly, and the clips that have no value."""
 
 import importlib.util
+import pathlib
 
 import numpy as np
 import pytest
 
-from jaxcodec import compress, evaluate, inference
+from jaxcodec import audio, compress, evaluate, inference
 from tests import support
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +62,17 @@ def test_silence_has_no_value_and_no_value_is_made_up(codec):
     assert row["bytes"] > 0 and all(row[key] is None for key in evaluate.MEASURES)
 
 
-def test_a_measure_whose_package_is_missing_is_left_out_of_the_table(monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "measure"),
+    [("pesq", "pesq_wb"), ("visqol", "visqol"), ("ai_edge_litert", "visqol"), ("onnxruntime", "dnsmos")],
+)
+def test_a_measure_whose_package_is_missing_is_left_out_of_the_table(monkeypatch, package, measure):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pesq" else find(name))
-    assert "pesq_wb" not in evaluate.installed()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert measure not in evaluate.installed()
+    assert evaluate.score(*np.ones((2, 100)), 16000, [measure])[measure] is None
     row = dict(codebooks=1, kbps=1.0, pooled_snr=1.0, intervals=dict.fromkeys(evaluate.MEASURES))
-    assert "PESQ" not in evaluate.format_table([row | dict.fromkeys(evaluate.MEASURES)])
+    assert evaluate.MEASURES[measure].title not in evaluate.format_table([row | dict.fromkeys(evaluate.MEASURES)])
 
 
 def speech(seconds):
@@ -72,6 +80,182 @@ def speech(seconds):
     time = np.arange(round(seconds * 16000)) / 16000
     tone = sum(np.sin(2 * np.pi * f * time) for f in (180, 360, 900, 2500))
     return (0.2 * tone * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
+
+
+def noisy(clip, level=0.01):
+    """The clip and white noise of that standard deviation."""
+    return clip + level * np.random.default_rng(0).standard_normal(len(clip)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sentence():
+    """A bundled sentence of 3.1 s."""
+    return audio.load(ROOT / "jaxcodec/datasets/sample/validation/piper-joe/te_064.flac")
+
+
+def spy(monkeypatch, module, name):
+    """The calls of a function that is still called."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(
+        module, name, lambda *args, **options: calls.append((args, options)) or function(*args, **options)
+    )
+    return calls
+
+
+def test_pesq_has_the_reference_first_and_16_khz(monkeypatch, sentence):
+    pesq = pytest.importorskip("pesq")
+    decoded = noisy(sentence)
+    calls = spy(monkeypatch, pesq, "pesq")
+    value = evaluate.pesq_wb(sentence, decoded, 16000)
+    ((rate, first, second, mode), _) = calls[0]
+    assert (rate, mode) == (16000, "wb")
+    np.testing.assert_array_equal(first, sentence)
+    np.testing.assert_array_equal(second, decoded)
+    assert abs(value - evaluate.pesq_wb(decoded, sentence, 16000)) > 0.05  # so it matters
+    faster = [audio.resample(x, 16000, 24000) for x in (sentence, decoded)]
+    assert evaluate.pesq_wb(*faster, 24000) == pytest.approx(value, abs=0.05)
+    assert calls[-1][0][0] == 16000 and abs(len(calls[-1][0][1]) - len(sentence)) <= 1
+
+
+def test_estoi_has_the_reference_first_and_the_clips_rate(monkeypatch, sentence):
+    pystoi = pytest.importorskip("pystoi")
+    decoded = noisy(sentence, 0.1)
+    calls = spy(monkeypatch, pystoi, "stoi")
+    value = evaluate.estoi(sentence, decoded, 16000)
+    ((first, second, rate), options) = calls[0]
+    assert rate == 16000 and options == dict(extended=True)
+    np.testing.assert_array_equal(first, sentence)
+    np.testing.assert_array_equal(second, decoded)
+    assert abs(value - evaluate.estoi(decoded, sentence, 16000)) > 0.01
+
+
+def test_visqol_is_the_lattice_of_speech_mode_with_the_reference_first(sentence):
+    visqol = pytest.importorskip("visqol")
+    pytest.importorskip("ai_edge_litert")
+    api, decoded = visqol.VisqolApi(), noisy(sentence, 0.002)
+    scores = []
+    for lattice in (True, False):
+        api.create(mode="speech", use_lattice_model=lattice)
+        pairs = (sentence, sentence), (sentence, decoded)
+        scores.append([api.measure_from_arrays(*(x.astype(float) for x in xs), 16000).moslqo for xs in pairs])
+    assert scores[1][0] == pytest.approx(5.0, abs=0.01)  # the other mapping is scaled so that identity has 5
+    assert scores[1][1] - scores[0][1] > 1  # and is that much kinder
+    assert evaluate.visqol(sentence, sentence, 16000) == pytest.approx(scores[0][0]) == pytest.approx(4.7, abs=0.1)
+    assert evaluate.visqol(sentence, decoded, 16000) == pytest.approx(scores[0][1])
+    assert abs(evaluate.visqol(decoded, sentence, 16000) - scores[0][1]) > 0.05
+    assert evaluate.visqol(sentence[8000:12000], sentence[8000:12000], 16000) is None
+    assert evaluate.visqol(sentence, 0 * sentence, 16000) is None
+
+
+@pytest.mark.parametrize("seconds", [4.6, 9.5, 11.0])
+def test_dnsmos_is_its_packages_overall_score(sentence, seconds):
+    dnsmos = pytest.importorskip("speechmos.dnsmos")
+    clip = np.tile(noisy(sentence), 4)[: round(seconds * 16000)].clip(-1, 1)
+    assert evaluate.dnsmos(clip * 0, clip, 16000) is None  # as every measure of a silent reference
+    expected = dnsmos.run(clip, 16000)["ovrl_mos"]
+    assert evaluate.dnsmos(clip, clip, 16000) == pytest.approx(expected, abs=1e-4)
+    assert evaluate.dnsmos(clip[:15999], clip[:15999], 16000) is None
+
+
+def test_delay_has_its_sign_and_finds_only_what_is_within_50_ms():
+    clip = support.speech_like(1, 9000)[0]
+    for shift in (0, 1, 104, 800, -1, -95, -800):
+        moved = np.pad(clip, 1000)[1000 - shift :][: len(clip)]
+        assert evaluate.delay(clip, moved, 16000) == shift
+        assert evaluate.delay(clip, -0.1 * clip + moved, 16000) == shift or shift == 0
+    assert abs(evaluate.delay(clip, np.roll(clip, 900), 16000)) <= 800
+    assert evaluate.delay(clip, np.roll(clip, 900), 24000) == 900
+    assert evaluate.delay(clip[:1], clip[:1], 16000) == 0
+
+
+def test_bootstrap_interval_is_the_analytic_one_of_a_normal_sample():
+    sample = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    half = 1.96 * sample.std() / np.sqrt(len(sample))
+    low, high = evaluate.bootstrap_interval(sample, seed=0)
+    np.testing.assert_allclose([low, high], [sample.mean() - half, sample.mean() + half], atol=0.1 * half)
+    assert evaluate.bootstrap_interval(sample, seed=0) == [low, high]
+    assert evaluate.bootstrap_interval(sample, seed=1) != [low, high]
+    assert evaluate.bootstrap_interval([1.0]) is None and evaluate.bootstrap_interval([]) is None
+
+
+def test_worker_processes_give_the_scores_of_one_in_order(sentence):
+    pytest.importorskip("pystoi")
+    pairs = [(sentence, noisy(sentence, level)) for level in np.linspace(0.01, 0.3, 10)]
+    keys = ["estoi", "snr"]
+    alone = [evaluate.score(*pair, 16000, keys) for pair in pairs]
+    assert alone == sorted(alone, key=lambda scores: -scores["snr"])
+    shared = list(evaluate.score_pairs(iter(pairs), 16000, processes=2, measures=keys))
+    assert shared == [pytest.approx(scores, rel=1e-9) for scores in alone]
+    assert list(shared[0]) == ["signal_energy", "error_energy", "estoi", "snr"]
+
+
+def test_what_cannot_be_scored_is_refused(sentence):
+    with pytest.raises(ValueError, match=r"reference \(49920,\) and decoded \(49919,\): expected two clips"):
+        evaluate.score(sentence, sentence[1:], 16000)
+    with pytest.raises(ValueError, match="there is no measure 'snrr': expected some of snr, "):
+        evaluate.score(sentence, sentence, 16000, ["snrr"])
+
+
+def test_silence_that_was_decoded_has_an_error_and_a_level_but_no_quality(sentence):
+    values = evaluate.score(sentence, 0 * sentence, 16000)
+    assert {key for key in evaluate.MEASURES if values[key] is not None} == {
+        "snr",
+        "segmental_snr",
+        "log_spectral_distance",
+        "mel_distance",
+        "range_ratio",
+        "rms_ratio",
+    }
+    assert values["snr"] == pytest.approx(0, abs=1e-5) and values["rms_ratio"] == values["range_ratio"] == 0
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 100, 3000])
+def test_a_clip_too_short_for_a_measure_has_none_and_says_nothing(num_samples):
+    clip = support.speech_like(1, num_samples, seed=3)[0]
+    values = evaluate.score(clip, noisy(clip), 16000)
+    assert all(values[key] is None for key in ("pesq_wb", "estoi", "visqol", "dnsmos"))
+    assert (values["snr"] is None) == (num_samples == 0)
+
+
+def test_the_spectral_measures_of_a_long_clip_are_means_over_its_parts(sentence):
+    clip = np.tile(sentence, 8)
+    decoded = noisy(clip)
+    for measure in (evaluate.log_spectral_distance, evaluate.mel_distance):
+        halves = [measure(*(np.array_split(x, 2)[i] for x in (clip, decoded)), 16000) for i in (0, 1)]
+        assert measure(clip, decoded, 16000) == pytest.approx(np.mean(halves)) and halves[0] != halves[1]
+
+
+def test_codebook_usage_is_counted_over_all_clips(codec, clips):
+    counts = np.zeros((codec.num_codebooks, codec.codebook_size), np.int64)
+    list(evaluate.evaluate(codec, clips, [1, 4], code_counts=counts))
+    codes = np.concatenate([np.asarray(inference.encode(codec, clip)) for _, clip in clips], axis=1)
+    np.testing.assert_array_equal(counts, [[np.sum(row == k) for k in range(codec.codebook_size)] for row in codes])
+    usage = evaluate.codebook_usage(np.array([[3, 3, 0, 0], [1, 1, 1, 1]]))
+    assert [(row["codebook"], row["usage"]) for row in usage] == [(1, 0.5), (2, 1.0)]
+    assert [row["perplexity"] for row in usage] == pytest.approx([2, 4])
+    assert [line.split()[-2:] for line in evaluate.format_usage(usage).splitlines()] == [
+        ["1", "2"],
+        ["50.0", "100.0"],
+        ["2.0", "4.0"],
+    ]
+
+
+def test_groups_are_summarized_in_the_order_they_appear():
+    blank = dict.fromkeys(evaluate.MEASURES) | dict(seconds=1.0, bytes=125, signal_energy=1.0, error_energy=0.0)
+    rows = [
+        blank | dict(speaker=speaker, codebooks=count, snr=float(snr))
+        for speaker, count, snr in (("b", 1, 2), ("a", 1, 4), ("b", 1, 6), ("b", 2, 8))
+    ]
+    groups = evaluate.summarize(rows, ("speaker", "codebooks"))
+    assert [(g["speaker"], g["codebooks"], g["clips"], g["snr"]) for g in groups] == [
+        ("b", 1, 2, 4.0),
+        ("a", 1, 1, 4.0),
+        ("b", 2, 1, 8.0),
+    ]
+    assert groups[0]["pooled_snr"] is None  # without an error it has no value
+    title, *lines = evaluate.format_groups(groups, ("speaker", "codebooks")).splitlines()
+    assert title.split()[:6] == ["speaker", "codebooks", "clips", "kbit/s", "SNR", "(dB)"]
+    assert lines[0].split()[:6] == ["b", "1", "2", "1.00", "4.00", "±2.00"]
 
 
 def test_pesq_falls_with_noise_and_a_long_clip_is_the_mean_of_its_parts():

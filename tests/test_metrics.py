@@ -1,6 +1,10 @@
 """Measures of decoded speech against values worked by hand; padding does not exist."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 
@@ -74,11 +78,78 @@ def test_the_optimal_gain_undoes_a_gain_and_minimises_the_error():
     np.testing.assert_allclose(metrics.optimal_gain(reference, 0.25 * reference, jnp.array([3])), [4.0], rtol=1e-6)
 
 
-MEASURES = [metrics.snr, metrics.segmental_snr, metrics.si_sdr, metrics.range_ratio, metrics.rms_ratio]
+def test_optimal_gain_is_least_squares_and_undoes_a_gain():
+    reference, decoded = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 1.0]])  # (1 + 2) / (1 + 1)
+    np.testing.assert_allclose(metrics.optimal_gain(reference, decoded, full(reference)), [1.5], rtol=1e-6)
+    reference, decoded = pair()
+    once = metrics.optimal_gain(reference, decoded, full(reference))
+    for gain in (0.5, 2.0, -3.0):
+        actual = metrics.optimal_gain(reference, gain * decoded, full(reference))
+        np.testing.assert_allclose(actual, once / gain, rtol=1e-4)
+    errors = [np.sum((reference - g * np.asarray(once)[:, None] * decoded) ** 2, axis=1) for g in (0.99, 1.0, 1.01)]
+    assert np.all(errors[1] < errors[0]) and np.all(errors[1] < errors[2])
+
+
+def power_spectra(audio):
+    """Hann windows of 512 samples around every 128th, (T, 257) float64."""
+    padded = np.pad(audio.astype(float), (256, 512))
+    frames = [padded[t * 128 : t * 128 + 512] for t in range(-(-len(audio) // 128) + 1)]
+    return np.abs(np.fft.rfft(np.array(frames) * np.hanning(513)[:-1])) ** 2
+
+
+def test_log_spectral_distance_is_the_numpy_reference():
+    reference, decoded = pair(1, 5000)
+    reference[0, 2000:3000] *= 1e-4  # a pause, left out
+    decoded[0, 3500:4000] = 0.0  # held by the floor
+    powers = power_spectra(reference[0]), power_spectra(decoded[0])
+    floor = 1e-8 * powers[0].max()
+    difference = np.subtract(*(10 * np.log10(np.maximum(power, floor)) for power in powers))
+    energies = powers[0].sum(axis=1)
+    spoken = energies > 1e-4 * energies.max()
+    assert 3 < np.sum(~spoken) < 10
+    expected = np.mean(np.sqrt(np.mean(difference**2, axis=1))[spoken])
+    actual = metrics.log_spectral_distance(reference, decoded, full(reference))
+    np.testing.assert_allclose(actual, [expected], rtol=1e-3)
+
+
+def test_log_spectral_distance_of_a_gain_is_its_decibels():
+    reference, _ = pair(1, 5000)
+    lengths = full(reference)
+    np.testing.assert_allclose(metrics.log_spectral_distance(reference, 0.5 * reference, lengths), [6.02], atol=0.02)
+    np.testing.assert_allclose(metrics.log_spectral_distance(reference, -reference, lengths), [0.0], atol=1e-3)
+
+
+@pytest.mark.parametrize("sample_rate", [16000, 24000])
+def test_mel_distance_is_librosas(sample_rate):
+    reference, decoded = pair(1, 9001)
+    reference[0, 4000:6000] = decoded[0, 4000:6000] = 0.0  # digital silence, held by the floor
+    options = dict(sr=sample_rate, n_fft=1024, hop_length=256, n_mels=80, power=1.0)
+    mels = [librosa.feature.melspectrogram(y=x[0], **options) for x in (reference, decoded)]
+    levels = [np.log10(np.maximum(mel, 1e-5)) for mel in mels]
+    assert levels[0].min() == pytest.approx(-5)
+    filters = librosa.filters.mel(sr=sample_rate, n_fft=1024, n_mels=80).T
+    actual = metrics.mel_distance(reference, decoded, full(reference), filters)
+    np.testing.assert_allclose(actual, [np.mean(np.abs(levels[0] - levels[1]))], rtol=1e-4)
+
+
+mel_distance = functools.partial(
+    metrics.mel_distance, filters=librosa.filters.mel(sr=16000, n_fft=metrics.MEL_FFT_LENGTH, n_mels=80).T
+)
+MEASURES = [
+    metrics.snr,
+    metrics.segmental_snr,
+    metrics.si_sdr,
+    metrics.log_spectral_distance,
+    mel_distance,
+    metrics.range_ratio,
+    metrics.rms_ratio,
+    metrics.optimal_gain,
+]
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_padded_clip_has_the_score_it_has_alone(measure):
+    measure = jax.jit(measure)
     reference, decoded = pair(2, 1700)
     reference, decoded = reference + 0.5, decoded + 0.5  # zeros would widen the range
     for num_samples in (2, 319, 1600, 700):
