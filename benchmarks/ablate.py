@@ -114,7 +114,7 @@ def main():
     runs = [run for run in results["runs"] if (run["steps"], run["batch_size"]) == (args.steps, args.batch_size)]
     print_tables(runs)
     if args.plots:
-        import ablation_plots
+        from benchmarks import ablation_plots
 
         ablation_plots.draw(runs, args.plots)
 
@@ -146,16 +146,30 @@ def train_missing(results, args):
 
 
 def measure(variant, seed, args):
-    """One run: its curve on the validation split, the output scale as it went, and the steps that were not finite."""
+    """One run of a variant."""
     config = telugu.get_config()
     config.update_from_flattened_dict(variant.overrides)
     config.seed, config.batch_size = seed, args.batch_size
     config.num_epochs, config.steps_per_epoch = args.reports, args.steps // args.reports
+    run = dict(
+        stage=variant.stage,
+        variant=variant.name,
+        baseline=variant.baseline,
+        overrides=variant.overrides,
+        seed=seed,
+        steps=args.steps,
+        batch_size=args.batch_size,
+    )
+    return run | train(config, config.num_epochs)
+
+
+def train(config, epochs):
+    """The first epochs of a recipe: a report after each, the output scale as it went, the steps that were not finite."""
     run = driver.Run(config, codec.from_config(config.model, config.fixes), *_splits(config))
     started = time.monotonic()
     state = driver.replicate(run.init_codebooks(run.init_state()))
     batches, logs, curve = run.train_batches(0), [], []
-    for step in range(run.total_steps):
+    for step in range(epochs * run.steps_per_epoch):
         state, log = run.train_step(state, next(batches), run.rng)
         logs.append(log)
         if (step + 1) % run.steps_per_epoch == 0:
@@ -164,13 +178,6 @@ def measure(variant, seed, args):
     logs = {key: np.array([driver.first_replica(log[key]) for log in logs], float) for key in logs[0]}
     jax.clear_caches()  # every run compiles its own step
     return dict(
-        stage=variant.stage,
-        variant=variant.name,
-        baseline=variant.baseline,
-        overrides=variant.overrides,
-        seed=seed,
-        steps=args.steps,
-        batch_size=args.batch_size,
         minutes=round((time.monotonic() - started) / 60, 2),
         curve=curve,
         nonfinite_steps=count_nonfinite(logs),

@@ -1,8 +1,9 @@
 """Plots of the ablation: what each fix does, how the output scale moves, why a good decoder is a little quiet."""
 
-import ablate
 import matplotlib
 import numpy as np
+
+from benchmarks import ablate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

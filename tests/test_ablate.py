@@ -1,28 +1,15 @@
 """The ablation: which variants there are, what their differences mean, and that a run is measured as it went."""
 
 import argparse
-import importlib.util
 import itertools
 import json
-import pathlib
-import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import ablate
 from configs import telugu
 from tests import support
-
-BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def ablate():
-    spec = importlib.util.spec_from_file_location("ablate", BENCHMARKS / "ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablate"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_run(variant, seed, snr, stage="flagship", baseline="all on", **fields):
@@ -31,7 +18,7 @@ def make_run(variant, seed, snr, stage="flagship", baseline="all on", **fields):
     return run | dict(overrides={}, nonfinite_steps=0, output_scale=[2.5, 2.6]) | fields
 
 
-def test_each_fix_is_undone_alone_and_every_variant_is_a_recipe_with_a_baseline(ablate):
+def test_each_fix_is_undone_alone_and_every_variant_is_a_recipe_with_a_baseline():
     variants = ablate.variants()
     undone = [[k for k in v.overrides if k.startswith("fixes.")] for v in variants if v.stage == "flagship"]
     assert sorted(keys[0] for keys in undone if len(keys) == 1) == sorted(
@@ -45,7 +32,7 @@ def test_each_fix_is_undone_alone_and_every_variant_is_a_recipe_with_a_baseline(
         assert variant.baseline in [v.name for v in variants if v.stage == variant.stage]
 
 
-def test_a_difference_is_paired_by_seed_with_students_interval(ablate):
+def test_a_difference_is_paired_by_seed_with_students_interval():
     runs = [make_run("all on", seed, snr) for seed, snr in enumerate([10.0, 11.0, 12.0])]
     runs += [make_run("without no_tanh", seed, snr) for seed, snr in ((2, 9.0), (0, 9.0), (1, 9.0))]
     effect = ablate.difference(runs, "flagship", "without no_tanh")
@@ -67,11 +54,11 @@ def test_a_difference_is_paired_by_seed_with_students_interval(ablate):
         ([np.nan, 1.0, 1.0], "not finite"),
     ],
 )
-def test_a_verdict_needs_the_whole_interval(ablate, values, verdict):
+def test_a_verdict_needs_the_whole_interval(values, verdict):
     assert ablate.interval(values).verdict == verdict
 
 
-def test_the_table_shows_every_variant_once(ablate, capsys):
+def test_the_table_shows_every_variant_once(capsys):
     runs = [make_run(name, seed, 10.0 + seed) for name in ("without no_tanh", "all on") for seed in range(3)]
     runs += [make_run("without learnable_scale", s, 9.0, overrides={"fixes.learnable_scale": False}) for s in range(3)]
     ablate.print_tables(runs)
@@ -81,7 +68,7 @@ def test_the_table_shows_every_variant_once(ablate, capsys):
     assert rows[2][6] == "2.600" and rows[3][6] == "none"
 
 
-def test_only_what_is_missing_is_trained(ablate, tmp_path, monkeypatch):
+def test_only_what_is_missing_is_trained(tmp_path, monkeypatch):
     trained = []
 
     def measure(variant, seed, args):
@@ -96,12 +83,12 @@ def test_only_what_is_missing_is_trained(ablate, tmp_path, monkeypatch):
     assert len(json.loads(args.output.read_text())["runs"]) == 6
 
 
-def test_a_step_is_broken_if_its_loss_or_its_gradient_is_not_finite(ablate):
+def test_a_step_is_broken_if_its_loss_or_its_gradient_is_not_finite():
     logs = {"loss": np.array([1.0, np.nan, 1.0, np.inf]), "grad_norm": np.array([1.0, 1.0, np.inf, -np.inf])}
     assert ablate.count_nonfinite(logs) == 3
 
 
-def test_a_run_is_measured_as_it_went(ablate, monkeypatch):
+def test_a_run_is_measured_as_it_went(monkeypatch):
     config = support.small_config(data__crop_seconds=0.25, model__hop_length=160).unlock()
     monkeypatch.setattr(ablate.telugu, "get_config", config.copy_and_resolve_references)
     batches = ablate.driver.Run.validation_batches
