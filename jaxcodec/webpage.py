@@ -179,6 +179,7 @@ def _figures(results, rendered):
         told = f"Means over {len(results.get('clips', []))} clips, with 95 % bootstrap intervals over clips."
         facts = [f"{name} {results[key]}" for key, name in _RESULT_FACTS.items() if results.get(key)]
         told += f" Measured {', '.join(facts)}." if facts else ""
+        told += "".join(f" {name}: {reason}." for name, reason in results.get("missing", {}).items())
     return f"<p>{_escape(told)}</p>{_points_table(points)}{_rate_charts(points, bound)}"
 
 
