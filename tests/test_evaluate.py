@@ -1,6 +1,8 @@
 """Evaluation: rows against the measures worked directly, and the clips that have no value."""
 
+import functools
 import importlib.util
+import os
 import pathlib
 
 import numpy as np
@@ -147,7 +149,7 @@ def test_visqol_is_the_lattice_of_speech_mode_with_the_reference_first(sentence)
     assert evaluate.visqol(sentence, 0 * sentence, 16000) is None
 
 
-@pytest.mark.parametrize("seconds", [4.6, 9.5, 11.0])
+@pytest.mark.parametrize("seconds", [4.6, 10.5, 11.0])
 def test_dnsmos_is_its_packages_overall_score(sentence, seconds):
     dnsmos = pytest.importorskip("speechmos.dnsmos")
     clip = np.tile(noisy(sentence), 4)[: round(seconds * 16000)].clip(-1, 1)
@@ -187,6 +189,14 @@ def test_worker_processes_give_the_scores_of_one_in_order(sentence):
     shared = list(evaluate.score_pairs(iter(pairs), 16000, processes=2, measures=keys))
     assert shared == [pytest.approx(scores, rel=1e-9) for scores in alone]
     assert list(shared[0]) == ["signal_energy", "error_energy", "estoi", "snr"]
+
+
+def test_a_process_that_dies_is_named_in_one_line(monkeypatch, sentence):
+    monkeypatch.setattr(evaluate, "_start_worker", functools.partial(os._exit, 3))
+    with pytest.raises(
+        ValueError, match="a process that measured died, for want of memory perhaps: try fewer processes"
+    ):
+        list(evaluate.score_pairs([(sentence, sentence)] * 3, 16000, processes=2, measures=["snr", "estoi"]))
 
 
 def test_what_cannot_be_scored_is_refused(sentence):
