@@ -402,6 +402,7 @@
   }
 
   async function beginTrial() {
+    trial.setAttribute("aria-busy", "true");
     const [a, b] = [Number(setup[0].value), Number(setup[1].value)];
     const chosen = setup[2].value === "any" ? draws(facts.clips.length) : Number(setup[2].value);
     const secret = draws(2);
@@ -412,6 +413,7 @@
     drawWaves(abx.root.querySelector(".wave canvas"), [[versions[0].getChannelData(0), "--soft"]]);
     abx.original = versions[0];
     truth = secret;
+    trial.setAttribute("aria-busy", "false");
   }
 
   function start() {
