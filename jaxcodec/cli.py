@@ -138,7 +138,11 @@ def evaluate(arguments):
     failures: list[str] = []
     code_counts = np.zeros((codec.num_codebooks, codec.codebook_size), np.int64)
     clips = list(_find_clips(arguments.inputs, arguments.split))
-    speakers = {clip.name: clip.speaker for clip in clips}
+    speakers: dict[str, str] = {}
+    for clip in clips:
+        if clip.name in speakers:
+            raise UsageError(f"two recordings are called {clip.name}: give the folder above them, or one at a time.")
+        speakers[clip.name] = clip.speaker
     with _bar(len(clips)) as bar:
         pairs = _read_clips([(clip.name, clip.source) for clip in clips], codec.sample_rate, failures, bar)
         rows = list(evaluate.evaluate(codec, pairs, codebooks, arguments.processes, code_counts))

@@ -71,7 +71,7 @@ def score(reference, decoded, sample_rate: int, measures: Iterable[str] | None =
     `signal_energy` and `error_energy` are sums of squares.
 
     Raises:
-      ValueError: clips of different shapes, a measure that does not exist.
+      ValueError: clips of different shapes, samples that are not finite, a measure that does not exist.
     """
     reference, decoded = _check_pair(reference, decoded)
     keys = _check_measures(measures)
@@ -241,6 +241,9 @@ def _check_pair(reference, decoded):
     reference, decoded = (np.asarray(x, np.float32) for x in (reference, decoded))
     if reference.ndim != 1 or reference.shape != decoded.shape:
         raise ValueError(f"reference {reference.shape} and decoded {decoded.shape}: expected two clips (S,) alike.")
+    for name, clip in (("reference", reference), ("decoded", decoded)):
+        if not np.isfinite(clip).all():
+            raise ValueError(f"the {name} clip has samples that are not finite: nothing can be said of it.")
     return reference, decoded
 
 

@@ -264,6 +264,8 @@ def test_eval_measures_a_split_of_prepared_speech_as_its_recordings(run, folder)
     assert dict(clip="validation/b/2.wav", seconds=0.5) in clips
     assert run(*measure, "train.json", prepared, "--split", "train")[0] == 0
     assert json.loads(pathlib.Path("train.json").read_text())["rows"][0]["speaker"] == "a"
+    code, _, told = run("eval", "speech/train", "speech/train/a/1.wav", "speech/train")
+    assert code == 2 and told[-1].startswith("jaxcodec: two recordings are called a/1.wav: give the folder above them")
     code, _, told = run("eval", "speech", "--split", "train")
     assert code == 2 and told == ["jaxcodec: --split is for prepared folders, those with a dataset_info.json."]
 

@@ -202,6 +202,8 @@ def test_a_process_that_dies_is_named_in_one_line(monkeypatch, sentence):
 def test_what_cannot_be_scored_is_refused(sentence):
     with pytest.raises(ValueError, match=r"reference \(49920,\) and decoded \(49919,\): expected two clips"):
         evaluate.score(sentence, sentence[1:], 16000)
+    with pytest.raises(ValueError, match="the decoded clip has samples that are not finite"):
+        evaluate.score(sentence, sentence / np.float32(np.nan), 16000)
     with pytest.raises(ValueError, match="there is no measure 'snrr': expected some of snr, "):
         evaluate.score(sentence, sentence, 16000, ["snrr"])
 
