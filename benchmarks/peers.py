@@ -5,7 +5,7 @@ is the size of its file; `payload_bytes` is what is left without the container: 
 AMR frame, LC3's header and frame lengths.
 
 Decoded clips are aligned by the constant lag of each codec and setting, to a fraction of a sample: the 0.7 samples that Opus
-leaves would cap its SNR.
+leaves would cost it 4 dB of SNR at 16 kbit/s and 7 dB at 24.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ class Coded(NamedTuple):
 class Peer(NamedTuple):
     """A codec."""
 
-    title: str
+    title: str  # {} stands for the version
     settings: tuple[float, ...]  # nominal kbit/s
     round_trip: Callable[[np.ndarray, float], Coded]  # clip (S,) at 16 kHz, setting
     version: Callable[[], str | None]  # None: it is not installed
@@ -46,10 +46,10 @@ class Peer(NamedTuple):
 
 
 def available() -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that are installed, titles with their versions, and for each of the others what is missing."""
+    """The peers that are installed, versions in their titles, and for each of the others what to install."""
     versions = {name: peer.version() for name, peer in PEERS.items()}
     here = {
-        name: peer._replace(title=f"{peer.title} {versions[name]}") for name, peer in PEERS.items() if versions[name]
+        name: peer._replace(title=peer.title.format(versions[name])) for name, peer in PEERS.items() if versions[name]
     }
     return here, {name: peer.install for name, peer in PEERS.items() if not versions[name]}
 
@@ -212,7 +212,7 @@ def amr_wb_version() -> str | None:
     """Of ffmpeg, where it was built with the encoder."""
     if not shutil.which("ffmpeg") or "AMR-WB" not in run("ffmpeg", "-hide_banner", "-h", "encoder=libvo_amrwbenc"):
         return None
-    return f"(ffmpeg {run('ffmpeg', '-version').split()[2]})"
+    return f"libvo_amrwbenc of ffmpeg {run('ffmpeg', '-version').split()[2]}"
 
 
 def lc3_version() -> str | None:
@@ -220,13 +220,13 @@ def lc3_version() -> str | None:
     if not (shutil.which("elc3") and shutil.which("dlc3")):
         return None
     if not shutil.which("dpkg-query"):
-        return "(liblc3)"
-    return f"(liblc3 {run('dpkg-query', '-W', '-f', '${Version}', 'liblc3-tools')})"
+        return "liblc3 of unknown version"
+    return f"liblc3 {run('dpkg-query', '-W', '-f', '${Version}', 'liblc3-tools')}"
 
 
 PEERS = {
-    "opus": Peer("Opus", (6, 8, 12, 16, 24, 32), opus_tools, opus_tools_version, "opus-tools (Debian package)"),
-    "opus_new": Peer("Opus", (6, 8, 12, 16, 24, 32), opus_new, opus_new_version, "opuscodec (PyPI package)"),
+    "opus": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus_tools, opus_tools_version, "opus-tools (Debian package)"),
+    "opus_new": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus_new, opus_new_version, "opuscodec (PyPI package)"),
     "amr_wb": Peer(
         "AMR-WB", (6.6, 8.85, 12.65, 15.85, 23.85), amr_wb, amr_wb_version, "ffmpeg, libavcodec-extra (Debian packages)"
     ),

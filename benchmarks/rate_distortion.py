@@ -74,6 +74,7 @@ def main():
         version=jaxcodec.__version__,
         model=pretrained.fingerprint(codec).hex(),
         config=codec.config.to_dict(),
+        versions={peer.title: peer.version() for peer in peers.available()[0].values()},
         missing=missing,
         clips=[dict(clip=name, seconds=len(clip) / codec.sample_rate) for name, clip in clips],
         points=points,
