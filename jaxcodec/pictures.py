@@ -3,8 +3,9 @@
 import numpy as np
 
 FLOOR_DB, CEILING_DB = -100.0, -20.0  # of full scale, the range of the colours
-_FFT, _WIDTH, _HEIGHT = 512, 400, 96  # of a spectrogram, pixels
 _MARGIN, _TITLE = 34, 16  # pixels for the axis and above each panel
+_WIDTH, _HEIGHT = 316, 104  # of a spectrogram; with its margin as wide as TensorBoard shows pictures: text stays sharp
+_FFT = 512
 _ROW = 14  # pixels of a codebook
 _STEPS = 20  # distinct colours: a picture is written every epoch, and fewer colours make smaller files
 # Dark to light, in steps of about equal brightness; the page to listen on has the same.
@@ -30,13 +31,14 @@ def comparison(reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> 
 def code_counts(counts: np.ndarray) -> np.ndarray:
     """How often each code was used, (Q, K): a band a codebook, its codes sorted by use, the brighter the more (log)."""
     ordered = np.log1p(-np.sort(-counts, axis=-1))
-    bands = _colour(_resized(ordered / max(ordered.max(), 1e-9), len(counts), _WIDTH))
-    canvas, pen = _canvas(_TITLE + _ROW * len(counts), _WIDTH + 2 * _MARGIN)
-    pen.text((_MARGIN, 1), "codes by use, the most used first; right: share in use", fill="white")
+    width = _WIDTH - _MARGIN
+    bands = _colour(_resized(ordered / max(ordered.max(), 1e-9), len(counts), width))
+    canvas, pen = _canvas(_TITLE + _ROW * len(counts), width + 2 * _MARGIN)
+    pen.text((_MARGIN, 1), "codes, the most used first; share in use", fill="white")
     for row, (band, used) in enumerate(zip(bands, counts, strict=True)):
         top = _TITLE + _ROW * row
         pen.text((_MARGIN - 5, top + 1), str(row + 1), fill="white", anchor="ra")
-        pen.text((_MARGIN + _WIDTH + 5, top + 1), f"{100 * np.mean(used > 0):.0f} %", fill="white")
+        pen.text((_MARGIN + width + 5, top + 1), f"{100 * np.mean(used > 0):.0f} %", fill="white")
         canvas.paste(_image(np.repeat(band[None], _ROW - 2, axis=0)), (_MARGIN, top))
     return np.asarray(canvas)
 

@@ -40,9 +40,9 @@ def test_a_level_has_the_same_colour_in_every_picture():
 def test_the_heat_map_has_a_band_a_codebook_sorted_by_use():
     counts = np.array([[0, 9, 0, 3], [5, 5, 5, 5], [0, 0, 0, 0]])
     picture = pictures.code_counts(counts)
-    assert picture.shape == (pictures._TITLE + 3 * pictures._ROW, pictures._WIDTH + 2 * pictures._MARGIN, 3)
-    bands = picture[pictures._TITLE + 2 :: pictures._ROW, pictures._MARGIN :][:, : pictures._WIDTH].astype(int).sum(-1)
-    quarters = bands[:, pictures._WIDTH // 8 :: pictures._WIDTH // 4]
+    assert picture.shape == (pictures._TITLE + 3 * pictures._ROW, pictures._WIDTH + pictures._MARGIN, 3)
+    bands = picture[pictures._TITLE + 2 :: pictures._ROW, pictures._MARGIN : -pictures._MARGIN].astype(int).sum(-1)
+    quarters = bands[:, bands.shape[1] // 8 :: bands.shape[1] // 4]
     assert quarters[0, 0] > quarters[0, 1] > quarters[0, 2] == quarters[0, 3]
     assert np.ptp(quarters[1]) == 0 and quarters[1, 0] < quarters[0, 0]
     assert np.ptp(quarters[2]) == 0 and quarters[2, 0] == quarters[0, 3]
