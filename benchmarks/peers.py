@@ -2,14 +2,15 @@
 
 Every codec runs with its own defaults, apart from what makes a file larger without need: no comments, no padding. Its rate
 is the size of its file; `payload_bytes` is what is left without the container: Ogg pages and headers, the byte before every
-AMR frame, LC3's header and frame lengths.
+AMR frame, LC3's header and frame lengths. Opus gets the speech at 16 kHz and is decoded by ffmpeg's own decoder: opusenc
+makes 48 kHz of it first and then spends bits above 8 kHz, and opusdec's resampling costs half a decibel of SNR.
 
-Decoded clips are aligned by the constant lag of each codec and setting, to a fraction of a sample: the 0.7 samples that Opus
-leaves would cost it 4 dB of SNR at 16 kbit/s and 7 dB at 24.
+Decoded clips are aligned by the constant lag of each codec and setting, to a fraction of a sample.
 """
 
+import ctypes.util
 import importlib.util
-import re
+import io
 import shutil
 import struct
 import subprocess
@@ -23,6 +24,7 @@ import numpy as np
 from jaxcodec import audio
 
 SAMPLE_RATE = 16000
+FFMPEG = ("ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin")
 REACH = 1600  # samples; no lag is looked for beyond
 FRACTION = 16  # lags are multiples of 1 / FRACTION of a sample
 
@@ -54,28 +56,33 @@ def available() -> tuple[dict[str, Peer], dict[str, str]]:
     return here, {name: peer.install for name, peer in PEERS.items() if not versions[name]}
 
 
-def opus_tools(clip: np.ndarray, kbps: float) -> Coded:
-    """Opus by opusenc and opusdec: variable rate, frames of 20 ms, highest complexity."""
+def opus(clip: np.ndarray, kbps: float) -> Coded:
+    """Opus by ffmpeg and the libopus of the system: variable rate, frames of 20 ms, highest complexity."""
     with tempfile.TemporaryDirectory() as folder:
         source, coded, decoded = (Path(folder, name) for name in ("in.wav", "coded.opus", "out.wav"))
         audio.save(source, clip, SAMPLE_RATE)
-        lean = ["--quiet", "--discard-comments", "--discard-pictures", "--padding", "0"]
-        run("opusenc", *lean, "--bitrate", f"{kbps:g}", source, coded)
-        run("opusdec", "--quiet", "--rate", SAMPLE_RATE, "--float", "--no-dither", coded, decoded)
+        lean = ["-map_metadata", "-1", "-flags", "+bitexact", "-fflags", "+bitexact", "-metadata:s:a", "encoder="]
+        run(*FFMPEG, "-i", source, "-c:a", "libopus", "-b:a", round(1000 * kbps), *lean, coded)
+        run(*FFMPEG, "-c:a", "opus", "-i", coded, "-c:a", "pcm_f32le", decoded)
         data = coded.read_bytes()
         return Coded(audio.load(decoded, SAMPLE_RATE), len(data), ogg_payload(data))
 
 
 def opus_new(clip: np.ndarray, kbps: float) -> Coded:
-    """Opus by the libopus inside the package opuscodec, as opusenc would call it."""
-    import opuscodec
+    """The same by the package av, which brings a libopus and an ffmpeg of its own."""
+    import av
 
-    encoder = opuscodec.OpusBufferedEncoder(SAMPLE_RATE, 1, round(1000 * kbps), qext=False)
-    data = encoder.write(pcm16(clip)[:, None]) + encoder.flush()
-    encoder.close()
-    data = without_padding(data)
-    decoded = opuscodec.OpusBufferedDecoder().decode(data)[:, 0] / audio.INT16_SCALE
-    return Coded(audio.resample(decoded.astype(np.float32), 48000, SAMPLE_RATE), len(data), ogg_payload(data))
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg", options={"fflags": "+bitexact"}) as writer:
+        stream = writer.add_stream("libopus", rate=SAMPLE_RATE, layout="mono")
+        stream.bit_rate = round(1000 * kbps)
+        frame = av.AudioFrame.from_ndarray(pcm16(clip)[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        writer.mux([*stream.encode(frame), *stream.encode(None)])
+    data = file.getvalue()
+    with av.open(io.BytesIO(data)) as reader:
+        decoded = np.concatenate([frame.to_ndarray()[0] for frame in reader.decode(audio=0)])
+    return Coded(audio.resample(decoded, 48000, SAMPLE_RATE), len(data), ogg_payload(data))
 
 
 def amr_wb(clip: np.ndarray, kbps: float) -> Coded:
@@ -83,9 +90,8 @@ def amr_wb(clip: np.ndarray, kbps: float) -> Coded:
     with tempfile.TemporaryDirectory() as folder:
         source, coded, decoded = (Path(folder, name) for name in ("in.wav", "coded.amr", "out.wav"))
         audio.save(source, clip, SAMPLE_RATE)
-        quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-i"]
-        run(*quiet, source, "-c:a", "libvo_amrwbenc", "-b:a", round(1000 * kbps), coded)
-        run(*quiet, coded, decoded)
+        run(*FFMPEG, "-i", source, "-c:a", "libvo_amrwbenc", "-b:a", round(1000 * kbps), coded)
+        run(*FFMPEG, "-i", coded, decoded)
         frames = -(-len(clip) // 320)  # of 20 ms
         return Coded(audio.load(decoded, SAMPLE_RATE), size := coded.stat().st_size, size - len("#!AMR-WB\n") - frames)
 
@@ -153,31 +159,6 @@ def ogg_payload(data: bytes) -> int:
     return sum(len(body) for _, body in ogg_pages(data)[2:])
 
 
-def without_padding(data: bytes) -> bytes:
-    """An Ogg Opus file whose page of tags, the second, ends where its tags end."""
-    pages = ogg_pages(data)
-    header, tags = pages[1]
-    end = 12 + struct.unpack_from("<I", tags, 8)[0]  # after the name of the encoder: a list of comments
-    (comments,) = struct.unpack_from("<I", tags, end)
-    if comments:
-        raise ValueError(f"expected no comments, got {comments}.")
-    tags = tags[: end + 4]
-    lacing = bytes([255] * (len(tags) // 255) + [len(tags) % 255])
-    page = header[:22] + bytes(4) + bytes([len(lacing)]) + lacing + tags
-    pages[1] = page[:22] + struct.pack("<I", ogg_checksum(page)) + page[26:], b""
-    return b"".join(header + body for header, body in pages)
-
-
-def ogg_checksum(page: bytes) -> int:
-    """CRC-32 of a page whose checksum is zero: polynomial 0x04c11db7, from zero, highest bit first."""
-    remainder = 0
-    for byte in page:
-        remainder ^= byte << 24
-        for _ in range(8):
-            remainder = (remainder << 1) ^ (0x104C11DB7 if remainder & 0x80000000 else 0)
-    return remainder
-
-
 def pcm16(clip: np.ndarray) -> np.ndarray:
     """Float samples (S,) as int16."""
     return np.clip(np.rint(clip * audio.INT16_SCALE), -32768, 32767).astype(np.int16)
@@ -191,26 +172,36 @@ def run(*command) -> str:
     return result.stdout
 
 
-def opus_tools_version() -> str | None:
-    """Of the libopus that opusenc is linked with."""
-    if not (shutil.which("opusenc") and shutil.which("opusdec")):
+def opus_version() -> str | None:
+    """Of the system's libopus, where ffmpeg is built with it."""
+    path = ctypes.util.find_library("opus")
+    if path is None or not ffmpeg_has("libopus"):
         return None
-    found = re.search(r"libopus ([\w.-]+)", run("opusenc", "--version"))
-    return found[1] if found else "of unknown version"
+    return libopus_version(path)
 
 
 def opus_new_version() -> str | None:
-    """Of the libopus inside opuscodec."""
-    if not importlib.util.find_spec("opuscodec"):
-        return None
-    import opuscodec
+    """Of the libopus inside av."""
+    spec = importlib.util.find_spec("av")
+    libraries = sorted(Path(spec.origin).parents[1].glob("av.libs/libopus-*")) if spec and spec.origin else []
+    return libopus_version(str(libraries[0])) if libraries else None
 
-    return opuscodec.opus_version().removeprefix("libopus ")
+
+def libopus_version(path: str) -> str:
+    """What a libopus says of itself, "1.3.1"."""
+    function = ctypes.CDLL(path).opus_get_version_string
+    function.restype = ctypes.c_char_p
+    return function().decode().removeprefix("libopus ")
+
+
+def ffmpeg_has(encoder: str) -> bool:
+    """Whether ffmpeg is here and was built with an encoder."""
+    return bool(shutil.which("ffmpeg")) and f"Encoder {encoder}" in run(*FFMPEG, "-h", f"encoder={encoder}")
 
 
 def amr_wb_version() -> str | None:
     """Of ffmpeg, where it was built with the encoder."""
-    if not shutil.which("ffmpeg") or "AMR-WB" not in run("ffmpeg", "-hide_banner", "-h", "encoder=libvo_amrwbenc"):
+    if not ffmpeg_has("libvo_amrwbenc"):
         return None
     return f"libvo_amrwbenc of ffmpeg {run('ffmpeg', '-version').split()[2]}"
 
@@ -225,8 +216,8 @@ def lc3_version() -> str | None:
 
 
 PEERS = {
-    "opus": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus_tools, opus_tools_version, "opus-tools (Debian package)"),
-    "opus_new": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus_new, opus_new_version, "opuscodec (PyPI package)"),
+    "opus": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus, opus_version, "ffmpeg (Debian package)"),
+    "opus_new": Peer("Opus {}", (6, 8, 12, 16, 24, 32), opus_new, opus_new_version, "av (PyPI package)"),
     "amr_wb": Peer(
         "AMR-WB", (6.6, 8.85, 12.65, 15.85, 23.85), amr_wb, amr_wb_version, "ffmpeg, libavcodec-extra (Debian packages)"
     ),
