@@ -50,21 +50,6 @@ def round_trip(clip: np.ndarray, sample_rate: int, kbps: float) -> Opus:
     return Opus(decoded, len(data), sum(map(len, pages[2:])), _vendor(pages[1]))
 
 
-def align(references, decoded, sample_rate: int) -> tuple[list[np.ndarray], int]:
-    """Clips (S,) moved against one constant delay, the median over clips of what is measured, and that delay in samples."""
-    from jaxcodec import evaluate
-
-    delay = evaluate.MEASURES["delay"].function
-    measured = [delay(x, y, sample_rate) for x, y in zip(references, decoded, strict=True)]
-    lag = round(float(np.median([value for value in measured if value is not None] or [0])))
-    return [_advance(clip, lag) for clip in decoded], lag
-
-
-def _advance(clip, lag):
-    """A clip (S,) `lag` samples earlier, of the same length."""
-    return np.pad(clip, (max(0, -lag), max(0, lag)))[max(0, lag) :][: len(clip)]
-
-
 def _pages(data):
     """The content of each Ogg page (RFC 3533, section 6): a header of 27 bytes, the sizes of its segments, the segments."""
     pages, start = [], 0

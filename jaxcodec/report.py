@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from jaxcodec import audio, compress, evaluate, events, inference, opus, pretrained
+from jaxcodec import alignment, audio, compress, evaluate, events, inference, opus, pretrained
 
 NUM_CLIPS = 12
 MAX_SECONDS = 8  # of a clip; the page carries every version of it
@@ -121,7 +121,7 @@ def _opus_rates(ours):
 
 def _through_opus(originals, sample_rate, kbps):
     clips = [opus.round_trip(clip, sample_rate, kbps) for clip in originals]
-    aligned, lag = opus.align(originals, [clip.decoded for clip in clips], sample_rate)
+    aligned, lag = alignment.align(originals, [clip.decoded for clip in clips])
     version = Version(
         OPUS,
         f"{kbps:g}",
@@ -129,7 +129,7 @@ def _through_opus(originals, sample_rate, kbps):
         [clip.num_bytes for clip in clips],
         [clip.payload_bytes for clip in clips],
     )
-    return version, f"{version.label}: {clips[0].version} in Ogg, moved by {lag} samples to meet the original"
+    return version, f"{version.label}: {clips[0].version} in Ogg, {lag:+g} samples of lag taken out"
 
 
 def _measure(clips, versions, sample_rate, processes):

@@ -189,7 +189,7 @@ def _points_table(points):
     lines = []
     for point in points:
         cells = "".join(f"<td>{_mean(point, key)}</td>" for key in keys)
-        name = _escape(f"{point['system']} {point['setting']}".strip())
+        name = _escape(", ".join(filter(None, (point["system"], str(point["setting"])))))
         lines.append(f'<tr><th scope="row">{name}</th><td>{_rate(125 * point["kbps"], 1)}</td>{cells}</tr>')
     return (
         '<div class="scroll card" role="region" tabindex="0" aria-label="Figures of every system and rate"><table>'
@@ -211,9 +211,7 @@ def _rate_charts(points, bound):
     figures = []
     for key in report.MEASURED:
         curves = [
-            charts.Curve(
-                system, sorted((p["kbps"], p[key]) for p in group if p.get(key) is not None), colour, marked=True
-            )
+            charts.Curve(system.split(" (")[0], _against_rate(group, key), colour, marked=True)
             for colour, (system, group) in enumerate(systems.items())
         ]
         limit = [(p["kbps"], p["snr"]) for p in bound] if key == "snr" else []
@@ -227,6 +225,10 @@ def _rate_charts(points, bound):
         )
         figures.append(_figure(f"{evaluate.MEASURES[key].title} against rate", chart))
     return _charts(figures)
+
+
+def _against_rate(points, key):
+    return sorted((point["kbps"], point[key]) for point in points if point.get(key) is not None)
 
 
 def _figure(title, chart):
