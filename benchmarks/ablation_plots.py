@@ -70,7 +70,7 @@ def output_scales(runs):
     outcome.annotate("x: fixed at 1", (1, min(none)), xytext=(4, -12), textcoords="offset points")
     path.axhline(0, color="black", linewidth=0.8)
     path.set(xlabel="step", ylabel="output_scale less its initial value")
-    path.set_xlim(0, 1.25 * runs[0]["steps"])
+    path.set_xlim(0, 1.25 * ablate.STEPS[stage])
     outcome.set(xlabel="initial output_scale", ylabel="SNR at the end, dB", xscale="log")
     outcome.set_xticks([0.5, 1, 2.5, 5], ["0.5", "1", "2.5", "5"], minor=False)
     outcome.minorticks_off()

@@ -65,9 +65,19 @@ def main():
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
 
-    rows = measure(codec, clips, arguments.systems, arguments.processes)
-    points = summarize(rows)
-    results = dict(
+    results = provenance(codec, missing) | compare(codec, clips, arguments.systems, arguments.processes)
+    print(format_table(results))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "rate_distortion.json"
+    path.write_text(json.dumps(results, indent=1))
+    if "plots" not in missing:
+        rate_distortion_plot.draw(results, path.with_suffix(".png"))
+    print(f"\n{path}: {time.monotonic() - started:.0f} s")
+
+
+def provenance(codec, missing) -> dict:
+    """What the figures are of: when, how, where, with which model and which versions."""
+    return dict(
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         command=shlex.join(["python", "benchmarks/rate_distortion.py", *sys.argv[1:]]),
         hardware=f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -76,18 +86,18 @@ def main():
         config=codec.config.to_dict(),
         versions={peer.title: peer.version() for peer in peers.available()[0].values()},
         missing=missing,
+    )
+
+
+def compare(codec, clips, systems, processes) -> dict:
+    """The clips, a row for each through each system, their means as points, and the bound."""
+    rows = measure(codec, clips, systems, processes)
+    return dict(
         clips=[dict(clip=name, seconds=len(clip) / codec.sample_rate) for name, clip in clips],
-        points=points,
-        bound=bound.curve([c for _, c in clips], codec.sample_rate, BOUND_KBPS) if BOUND in arguments.systems else [],
+        points=summarize(rows),
+        bound=bound.curve([clip for _, clip in clips], codec.sample_rate, BOUND_KBPS) if BOUND in systems else [],
         rows=rows,
     )
-    print(format_table(results))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "rate_distortion.json"
-    path.write_text(json.dumps(results, indent=1))
-    if "plots" not in missing:
-        rate_distortion_plot.draw(results, path.with_suffix(".png"))
-    print(f"\n{path}: {time.monotonic() - started:.0f} s")
 
 
 def read_clips(folder: Path) -> list[tuple[str, np.ndarray]]:

@@ -76,7 +76,7 @@ def test_only_what_is_missing_is_trained(tmp_path, monkeypatch):
         return make_run(variant.name, seed, 1.0, minutes=0.1)
 
     monkeypatch.setattr(ablate, "measure", measure)
-    args = argparse.Namespace(output=tmp_path / "runs.json", steps=4, batch_size=2, seeds=2, only="flagship: all on")
+    args = argparse.Namespace(output=tmp_path / "runs.json", batch_size=2, seeds=2, only="flagship: all on")
     ablate.train_missing({"runs": [make_run("all on", 0, 3.0)]}, args)
     names = ["all on", "all on, bfloat16"]
     assert trained == [(name, seed) for seed in range(2) for name in names][1:]
@@ -93,7 +93,8 @@ def test_a_run_is_measured_as_it_went(monkeypatch):
     monkeypatch.setattr(ablate.telugu, "get_config", config.copy_and_resolve_references)
     batches = ablate.driver.Run.validation_batches
     monkeypatch.setattr(ablate.driver.Run, "validation_batches", lambda run: itertools.islice(batches(run), 1))
-    args = argparse.Namespace(steps=10, batch_size=8, reports=2)
+    monkeypatch.setitem(ablate.STEPS, "flagship", 10)
+    args = argparse.Namespace(batch_size=8, reports=2)
     run = ablate.measure(ablate.Variant("flagship", "all on", {"loss.mse_weight": 2.0}), 1, args)
     assert [row["step"] for row in run["curve"]] == [5, 10]
     assert run["output_scale"][0] == 2.5 and len(run["output_scale"]) == 3 and run["nonfinite_steps"] == 0
