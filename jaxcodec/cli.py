@@ -9,24 +9,30 @@ Exit codes: 0 done; 1 an input failed, each named in one line on stderr; 2 a com
 import argparse
 import contextlib
 import csv
-import functools
 import json
 import logging
 import os
 import shlex
-import shutil
 import sys
-import tempfile
-import time
-from typing import Any, NamedTuple
+
+from jaxcodec.jobs import (
+    STREAM,
+    Jobs,
+    UsageError,
+    about,
+    expand,
+    explain,
+    find_bitstreams,
+    find_clips,
+    find_recordings,
+    progress_bar,
+    read_clips,
+    refuse_existing,
+    tell,
+)
 
 DESCRIPTION = "A neural speech codec: 16 kHz speech to 8 kbit/s and back."
-STREAM = "-"  # stdin or stdout
 _WHOLE_SECONDS = 20  # decoded at once, in a window of its size; longer files in blocks
-
-
-class UsageError(Exception):
-    """A command that makes no sense."""
 
 
 def main(argv=None) -> int:
@@ -46,7 +52,7 @@ def main(argv=None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _stop("the reader of the output has gone", 1)
     except (ValueError, OSError, ImportError) as error:
-        return _stop(_explain(error), 1)
+        return _stop(explain(error), 1)
     except KeyboardInterrupt:
         return _stop("interrupted", 130)
 
@@ -55,7 +61,7 @@ def encode(arguments):
     """Recordings to .jxc files."""
     from jaxcodec import compress, tokens
 
-    with Jobs(arguments, "encoded", _find_recordings, ".jxc") as jobs:
+    with Jobs(arguments, "encoded", find_recordings, ".jxc") as jobs:
         codec = _load(arguments)
         files = ((job, sys.stdin.buffer if job.source == STREAM else job.source) for job in jobs)
         for encoded in tokens.encode_files(codec, files, _check_codebooks(codec, arguments.codebooks)):
@@ -74,7 +80,7 @@ def decode(arguments):
     from jaxcodec import audio
 
     suffix = "." + arguments.format
-    with Jobs(arguments, "decoded", _find_bitstreams, suffix, audio.EXTENSIONS) as jobs:
+    with Jobs(arguments, "decoded", find_bitstreams, suffix, audio.EXTENSIONS) as jobs:
         codec = _load(arguments)
         for job in jobs:
             damaged = []
@@ -94,7 +100,7 @@ def truncate(arguments):
     from jaxcodec import bitstream
 
     codec = None
-    with Jobs(arguments, "truncated", _find_bitstreams, ".jxc") as jobs:
+    with Jobs(arguments, "truncated", find_bitstreams, ".jxc") as jobs:
         for job in jobs:
             with jobs.attempt(job) as output:
                 data = job.read()
@@ -115,7 +121,7 @@ def info(arguments):
             described.append(_describe(name))
         except (ValueError, OSError) as error:
             failed = True
-            _tell(_about(name, error))
+            tell(about(name, error))
     if arguments.json:
         print(json.dumps(described, indent=2))
     elif described:
@@ -130,28 +136,28 @@ def evaluate(arguments):
     from jaxcodec import evaluate
 
     for path in filter(None, (arguments.json, arguments.csv)):
-        _refuse_existing(path, arguments.force)
+        refuse_existing(path, arguments.force)
     codec = _load(arguments)
     codebooks = [_check_codebooks(codec, count) for count in arguments.codebooks or _doublings(codec.num_codebooks)]
     for key in sorted(set(evaluate.MEASURES) - set(evaluate.installed())):
-        _tell(f"{key} is not measured, its package is not installed: pip install 'jaxcodec[metrics]'")
+        tell(f"{key} is not measured, its package is not installed: pip install 'jaxcodec[metrics]'")
     failures: list[str] = []
     code_counts = np.zeros((codec.num_codebooks, codec.codebook_size), np.int64)
-    clips = list(_find_clips(arguments.inputs, arguments.split))
+    clips = list(find_clips(arguments.inputs, arguments.split))
     speakers: dict[str, str] = {}
     for clip in clips:
         if clip.name in speakers:
             raise UsageError(f"two recordings are called {clip.name}: give the folder above them, or one at a time.")
         speakers[clip.name] = clip.speaker
-    with _bar(len(clips)) as bar:
-        pairs = _read_clips([(clip.name, clip.source) for clip in clips], codec.sample_rate, failures, bar)
+    with progress_bar(len(clips)) as bar:
+        pairs = read_clips([(clip.name, clip.source) for clip in clips], codec.sample_rate, failures, bar)
         rows = list(evaluate.evaluate(codec, pairs, codebooks, arguments.processes, code_counts))
     if not rows:
         raise ValueError("no recording could be read.")
     rows = [dict(clip=row["clip"], speaker=speakers[row["clip"]]) | row for row in rows]
     for key in evaluate.installed():
         if without := len({row["clip"] for row in rows if row[key] is None}):
-            _tell(f"{key} is the mean without {without} of {len(clips) - len(failures)} clips: too short or silent")
+            tell(f"{key} is the mean without {without} of {len(clips) - len(failures)} clips: too short or silent")
     report = _evaluation(codec, rows, code_counts, arguments.group) | dict(command=arguments.command, failed=failures)
     print(_format_evaluation(report))
     _write_evaluation(report, arguments.json, arguments.csv)
@@ -165,19 +171,19 @@ def report(arguments):
     from jaxcodec import atomic, report, webpage
 
     target = os.path.join(arguments.output, "index.html")
-    _refuse_existing(target, arguments.force)
+    refuse_existing(target, arguments.force)
     codec, failures = _load(arguments), []
     codebooks = [_check_codebooks(codec, count) for count in arguments.codebooks or _doublings(codec.num_codebooks)]
     results = arguments.results and report.read_results(arguments.results)
     run = arguments.run_folder or (arguments.model if os.path.isdir(f"{arguments.model}/tensorboard") else None)
     scalars = run and report.read_run(run)
     if arguments.clips:
-        files = dict(_expand(arguments.clips, _find_recordings))
+        files = dict(expand(arguments.clips, find_recordings))
         chosen = report.spread(list(files))
         if len(chosen) < len(files):
-            _tell(f"{len(chosen)} of {len(files)} clips are taken, spread over their folders")
-        with _bar(len(chosen)) as bar:
-            pairs = _read_clips([(name, files[name]) for name in chosen], codec.sample_rate, failures, bar)
+            tell(f"{len(chosen)} of {len(files)} clips are taken, spread over their folders")
+        with progress_bar(len(chosen)) as bar:
+            pairs = read_clips([(name, files[name]) for name in chosen], codec.sample_rate, failures, bar)
             clips, notice = [report.Clip(name, clip) for name, clip in pairs], ""
         if not clips:
             raise ValueError("no recording could be read.")
@@ -186,7 +192,7 @@ def report(arguments):
     clips = report.cut(clips, codec.sample_rate)
     rendered = report.render(codec, clips, codebooks, arguments.processes)
     for problem in rendered.missing:
-        _tell(f"not on the page: {problem}")
+        tell(f"not on the page: {problem}")
     page = webpage.Page(
         title=arguments.title,
         model=report.model_name(arguments.model),
@@ -200,7 +206,7 @@ def report(arguments):
     text = webpage.compose(page, codec, clips, rendered)
     with atomic.replacing(target) as path:
         path.write_text(text)
-    _tell(f"{target}: {len(clips)} clips in {len(rendered.versions)} versions, {len(text.encode()) / 1e6:.1f} MB")
+    tell(f"{target}: {len(clips)} clips in {len(rendered.versions)} versions, {len(text.encode()) / 1e6:.1f} MB")
     return int(bool(failures))
 
 
@@ -223,8 +229,8 @@ def tokens(arguments):
         clips, frames = clips + summary.clips, frames + summary.frames
         failed |= summary.failed
         for reason in summary.failed.values():
-            _tell(reason)
-    _tell(f"{clips} recordings, {frames} frames in {arguments.output}, {len(failed)} recordings failed")
+            tell(reason)
+    tell(f"{clips} recordings, {frames} frames in {arguments.output}, {len(failed)} recordings failed")
     return int(bool(failed))
 
 
@@ -234,15 +240,15 @@ def export(arguments):
 
     if arguments.format != "safetensors" and (arguments.dtype != "float32" or arguments.entropy_data):
         raise UsageError(f"--dtype and --entropy_data are for safetensors files, not for {arguments.format}.")
-    _refuse_existing(arguments.output, arguments.force)
+    refuse_existing(arguments.output, arguments.force)
     codec, failed = _load(arguments), False
     if arguments.entropy_data:
-        clips, files = [], _find_recordings(arguments.entropy_data)
-        with _bar(len(files)) as bar:
+        clips, files = [], find_recordings(arguments.entropy_data)
+        with progress_bar(len(files)) as bar:
             for encoded in tokens.encode_files(codec, files):
                 if encoded.error:
                     failed = True
-                    _tell(_explain(encoded.error))
+                    tell(explain(encoded.error))
                 else:
                     clips.append(encoded.codes)
                 bar.update()
@@ -254,89 +260,6 @@ def export(arguments):
     else:
         export.export_onnx(codec, arguments.output)
     return int(failed)
-
-
-class Job(NamedTuple):
-    """An input and where its output goes."""
-
-    source: str
-    target: str
-
-    def read(self) -> bytes:
-        """The bytes of the source."""
-        from etils import epath
-
-        return sys.stdin.buffer.read() if self.source == STREAM else epath.Path(self.source).read_bytes()
-
-
-class Jobs:
-    """The inputs of a command one by one: names what fails, counts the rest, shows a bar on a terminal."""
-
-    def __init__(self, arguments, verb, find, suffix, suffixes=None):
-        self.force, self.verb = arguments.force, verb
-        self.planned = _plan(arguments.inputs, arguments.output, find, suffix, suffixes)
-        self.suffix = suffix
-        self.done: set[Job] = set()
-        self.failed: set[Job] = set()
-        self.seconds, self.num_bytes = 0.0, 0
-
-    def __enter__(self):
-        self.bar = _bar(len(self.planned))
-        return self
-
-    def __exit__(self, kind, *_):
-        self.bar.close()
-        if kind is None and self.done:
-            elapsed = time.monotonic() - self.started
-            rate = f", {8e-3 * self.num_bytes / self.seconds:.3g} kbit/s" if self.seconds else ""
-            _tell(
-                f"{self.verb} {len(self.done)} of {len(self.planned)}, {self.seconds:.1f} s of audio in {elapsed:.1f} s "
-                f"({self.seconds / elapsed:.3g} x real time){rate}"
-            )
-
-    def __iter__(self):
-        """The jobs that may be done."""
-        self.started = time.monotonic()
-        targets: set[str] = set()
-        for job in self.planned:
-            if job.target in targets:
-                self.fail(job, f"another input is written to {job.target}")
-            elif job.target != STREAM and not self.force and os.path.lexists(job.target):
-                self.fail(job, f"{job.target} exists, --force replaces it")
-            else:
-                targets.add(job.target)
-                yield job
-
-    @contextlib.contextmanager
-    def attempt(self, job):
-        """A file to write for `job`, put in its place if nothing is raised; what is raised is named in one line."""
-        try:
-            with _output(job.target, self.suffix) as path:
-                yield path
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            self.fail(job, error)
-
-    def count(self, job, seconds, num_bytes):
-        """Adds one finished file to the summary."""
-        self.done.add(job)
-        self.seconds, self.num_bytes = self.seconds + seconds, self.num_bytes + num_bytes
-        self._advance()
-
-    def fail(self, job, problem):
-        """Names what is wrong with one input."""
-        self.failed.add(job)
-        self._advance()
-        _tell(_about("stdin" if job.source == STREAM else job.source, problem))
-
-    def _advance(self):
-        self.bar.update(len(self.done | self.failed) - self.bar.n)
-
-    @property
-    def exit_code(self):
-        """1 if anything failed."""
-        return int(bool(self.failed))
 
 
 def _make_parser():
@@ -447,72 +370,6 @@ def _doublings(highest):
     return [2**k for k in range(highest.bit_length()) if 2**k < highest] + [highest]
 
 
-def _plan(inputs, output, find, suffix, suffixes):
-    """The jobs of a command: where the output of each input file goes."""
-    files = list(_expand(inputs, find))
-    single = len(inputs) == 1 and not os.path.isdir(inputs[0])
-    if inputs.count(STREAM) > 1:
-        raise UsageError("stdin can be given once.")
-    if output == STREAM:
-        if not single:
-            raise UsageError("-o - is for one input, several need a folder.")
-        return [Job(inputs[0], STREAM)]
-    if single and not (output.endswith(os.sep) or os.path.isdir(output)):
-        if suffixes and os.path.splitext(output)[1].lower() not in suffixes:
-            raise UsageError(f"-o {output}: expected a folder or a name that ends in {', '.join(suffixes)}.")
-        return [Job(inputs[0], output)]
-    if os.path.isfile(output):
-        raise UsageError(f"-o {output} is a file, several inputs need a folder.")
-    return [Job(path, os.path.join(output, os.path.splitext(name)[0] + suffix)) for name, path in files]
-
-
-def _expand(inputs, find):
-    """(name below the output folder, path) of every file, those of folders included."""
-    for path in inputs:
-        if path == STREAM:
-            yield "stdin", path
-        elif os.path.isdir(path):
-            yield from find(path)
-        else:
-            yield os.path.basename(path), path
-
-
-def _find_recordings(folder):
-    from jaxcodec.datasets import recordings
-
-    return [(name, os.fspath(path)) for name, path in recordings.list_audio(folder)]
-
-
-def _find_bitstreams(folder):
-    found = [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.endswith(".jxc") and not name.startswith(".")
-    ]
-    if not found:
-        raise ValueError(f"{folder} has no .jxc file in it.")
-    return [(name, os.path.join(folder, name)) for name in sorted(found)]
-
-
-@contextlib.contextmanager
-def _output(target, suffix):
-    """A file to write, which becomes `target` or goes to stdout."""
-    from etils import epath
-
-    from jaxcodec import atomic
-
-    if target != STREAM:
-        with atomic.replacing(target) as path:
-            yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield (path := epath.Path(folder) / f"stdout{suffix}")
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-
-
 def _unpack(codec, data, keep_damaged):
     """Codes, samples and the damaged ranges of frames of a .jxc file."""
     from jaxcodec import bitstream, compress
@@ -613,65 +470,6 @@ def _format_description(description):
     return "\n".join(f"{name.replace('_', ' '):{width}}  {text(value)}" for name, value in description.items())
 
 
-class Clip(NamedTuple):
-    """A recording to measure: what it is called, whose it is, and what `_read_clips` reads."""
-
-    name: str
-    speaker: str
-    source: Any
-
-
-def _find_clips(inputs, split):
-    """The clips of files, of folders, and of one split of prepared folders."""
-    from etils import epath
-
-    prepared = [path for path in inputs if (epath.Path(path) / "dataset_info.json").exists()]
-    if split and not prepared:
-        raise UsageError("--split is for prepared folders, those with a dataset_info.json.")
-    for path in inputs:
-        if path in prepared:
-            yield from _find_prepared(path, split or "validation")
-        else:
-            for name, file in _expand([path], _find_recordings):
-                yield Clip(name, name.split("/")[0] if "/" in name else "", file)
-
-
-def _find_prepared(folder, split):
-    from types import SimpleNamespace
-
-    from jaxcodec import audio, data
-
-    source = data.open_split(SimpleNamespace(data_dir=folder, prepared_dir=""), split)
-
-    def read(index, sample_rate):
-        return audio.resample(audio.to_float(source[index]["audio"]), data.SAMPLE_RATE, sample_rate)
-
-    for i in range(len(source)):
-        yield Clip(source[i]["id"], source[i]["speaker"], functools.partial(read, i))
-
-
-def _read_clips(files, sample_rate, failures, bar):
-    """(name, audio (S,)) of every recording; those that cannot be read are named and listed in `failures`.
-
-    Of (name, source) in `files`, where a source is a path, `-`, or a function of the sample rate.
-    """
-    for name, source in files:
-        try:
-            yield name, source(sample_rate) if callable(source) else _read_recording(source, sample_rate)
-        except ValueError as error:
-            failures.append(_explain(error))
-            _tell(failures[-1])
-        bar.update()
-
-
-def _read_recording(path, sample_rate):
-    import numpy as np
-
-    from jaxcodec import audio
-
-    return np.concatenate(list(audio.read_blocks(sys.stdin.buffer if path == STREAM else path, sample_rate)))
-
-
 def _evaluation(codec, rows, code_counts, group):
     """What `eval` found and what it was found with, so that a number can be traced."""
     import datetime
@@ -724,38 +522,9 @@ def _write_evaluation(report, json_path, csv_path):
             table.writerows(report["rows"])
 
 
-def _refuse_existing(path, force):
-    if os.path.lexists(path) and not force:
-        raise ValueError(f"{path} exists, --force replaces it")
-
-
-def _about(name, problem):
-    """One line that begins with the name of the input."""
-    text = _explain(problem)
-    return text if name is None or text.startswith(name) else f"{name}: {text}"
-
-
-def _explain(problem):
-    if isinstance(problem, OSError) and problem.strerror:
-        return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    return " ".join(str(problem).split())
-
-
-def _tell(message):
-    from tqdm import tqdm
-
-    tqdm.write(f"jaxcodec: {message}", file=sys.stderr)
-
-
 def _stop(message, code):
-    _tell(message)
+    tell(message)
     return code
-
-
-def _bar(total):
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="file", file=sys.stderr, disable=None, leave=False)
 
 
 if __name__ == "__main__":
