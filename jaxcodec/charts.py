@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 360, 250  # user units, CSS pixels on a phone
 _LEFT, _TOP, _BOTTOM = 40, 12, 36
-_LETTER, _LINE = 6.1, 13  # width of a letter and height of a line of labels, at 11 px
+_LETTER, _LINE = 6.9, 13  # width of a letter and height of a line of labels, at 11 px
 _NUM_COLOURS = 8  # .c0 to .c7 in page.css
 _Place = tuple[float, float]
 

@@ -189,7 +189,9 @@ def _points_table(points):
     lines = []
     for point in points:
         cells = "".join(f"<td>{_mean(point, key)}</td>" for key in keys)
-        name = _escape(", ".join(filter(None, (point["system"], str(point["setting"])))))
+        system, _, detail = point["system"].partition(" (")
+        name = _escape(", ".join(filter(None, (system, str(point["setting"])))))
+        name += f"<small>{_escape(detail.removesuffix(')'))}</small>" if detail else ""
         lines.append(f'<tr><th scope="row">{name}</th><td>{_rate(125 * point["kbps"], 1)}</td>{cells}</tr>')
     return (
         '<div class="scroll card" role="region" tabindex="0" aria-label="Figures of every system and rate"><table>'

@@ -3,6 +3,7 @@
 With JAXCODEC_PICTURES=FOLDER the pictures of the documentation are taken too, of the page JAXCODEC_PAGE names.
 """
 
+import io
 import math
 import os
 import pathlib
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcodec import report, webpage
 
@@ -96,7 +98,7 @@ def visit(browser, address):
     def visit(address=address, width=1000, height=1100, **options):
         contexts.append(browser.new_context(viewport=dict(width=width, height=height), **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: request.url != address and troubles.append(request.url[:200]))
@@ -113,7 +115,7 @@ def visit(browser, address):
 
 def wait_until(page, condition):
     """Waits for a JavaScript condition; Playwright's own way to do so needs what the page's policy forbids."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(20)
@@ -388,4 +390,7 @@ def test_pictures_of_the_page_are_taken(visit, address):
         page.keyboard.press("5")
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(300)
-        page.screenshot(path=folder / f"{name}.png")
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        picture.quantize(96, dither=Image.Dither.NONE).save(
+            folder / f"{name}.png", optimize=True
+        )  # a third of the size
