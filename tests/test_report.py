@@ -231,7 +231,7 @@ def test_a_runs_curves_are_drawn(codec, clips, rendered, tmp_path):
     scalars = report.read_run(write_run(tmp_path))
     page = compose(codec, clips, rendered, scalars=scalars, run="a<b")
     section = page[page.index('id="training"') :]
-    assert section.count('<svg class="chart"') == 3
+    assert section.count('<svg class="chart"') == 4
     for label in (">1 of 8<", ">8 of 8<", ">unquantized<", ">output_scale<", ">codebook 8<", "a&lt;b, 300 steps"):
         assert label in section
 
