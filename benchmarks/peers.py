@@ -5,7 +5,7 @@ is the size of its file; `payload_bytes` is what is left without the container: 
 AMR frame, LC3's header and frame lengths. Opus gets the speech at 16 kHz and is decoded by ffmpeg's own decoder: opusenc
 makes 48 kHz of it first and then spends bits above 8 kHz, and opusdec's resampling costs half a decibel of SNR.
 
-Decoded clips are aligned by the constant lag of each codec and setting, to a fraction of a sample.
+What comes back is late by each codec's constant lag: `jaxcodec.alignment`.
 """
 
 import ctypes.util
@@ -15,18 +15,17 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxcodec import audio
+from jaxcodec import opus as opus_files
 
 SAMPLE_RATE = 16000
 FFMPEG = ("ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin")
-REACH = 1600  # samples; no lag is looked for beyond
-FRACTION = 16  # lags are multiples of 1 / FRACTION of a sample
 
 
 class Coded(NamedTuple):
@@ -111,52 +110,9 @@ def lc3(clip: np.ndarray, kbps: float) -> Coded:
         return Coded(audio.load(decoded, SAMPLE_RATE), len(data), payload)
 
 
-def align(clips: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
-    """Decoded clips (S',) moved by their common lag to the length of the clips (S,), and that lag in samples."""
-    lag = common_lag(clips, decoded)
-    return [advance(y, lag, len(x)) for x, y in zip(clips, decoded, strict=True)], lag
-
-
-def common_lag(clips: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
-    """The lag at which the sum of the pairs' normalised cross-correlations is greatest: positive where decoded is late."""
-    size = 1 << (max(map(len, [*clips, *decoded])) + REACH).bit_length()
-    cross = np.zeros(size // 2 + 1, complex)
-    for x, y in zip(clips, decoded, strict=True):
-        product = np.fft.rfft(x, size).conj() * np.fft.rfft(y, size)
-        cross += product / max(np.sqrt(np.sum(np.square(x, dtype=float)) * np.sum(np.square(y, dtype=float))), 1e-9)
-    lags = np.arange(-REACH, REACH + 1)
-    coarse = lags[np.argmax(np.fft.irfft(cross)[lags])]
-    fine = coarse + np.arange(-FRACTION, FRACTION + 1) / FRACTION
-    angles = 2 * np.pi * np.arange(len(cross)) / size
-    return float(fine[np.argmax([np.sum((cross * np.exp(1j * angles * lag)).real) for lag in fine])])
-
-
-def advance(decoded: np.ndarray, lag: float, num_samples: int) -> np.ndarray:
-    """The clip (num_samples,) float32 that begins `lag` samples into `decoded` (S',), band-limited; zeros where it ends."""
-    whole, fraction = divmod(lag, 1.0)
-    moved = np.pad(decoded.astype(float), (REACH, REACH + max(0, num_samples - len(decoded))))
-    if fraction:
-        angles = 2 * np.pi * np.fft.rfftfreq(len(moved))
-        moved = np.fft.irfft(np.fft.rfft(moved) * np.exp(1j * angles * fraction), len(moved))
-    return moved[REACH + int(whole) :][:num_samples].astype(np.float32)
-
-
-def ogg_pages(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Header, with its segment table, and body of every page of an Ogg file (RFC 3533)."""
-    pages, position = [], 0
-    while position < len(data):
-        if data[position : position + 4] != b"OggS":
-            raise ValueError(f"no Ogg page at byte {position}.")
-        body = position + 27 + data[position + 26]
-        end = body + sum(data[position + 27 : body])
-        pages.append((data[position:body], data[body:end]))
-        position = end
-    return pages
-
-
 def ogg_payload(data: bytes) -> int:
     """Bytes of the packets of an Ogg Opus file (RFC 7845), its two headers left out."""
-    return sum(len(body) for _, body in ogg_pages(data)[2:])
+    return sum(map(len, opus_files.ogg_pages(data)[2:]))
 
 
 def pcm16(clip: np.ndarray) -> np.ndarray:

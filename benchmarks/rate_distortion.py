@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
 from benchmarks import bound, peers, rate_distortion_plot, transform_codec
-from jaxcodec import audio, evaluate, pretrained
+from jaxcodec import alignment, audio, evaluate, pretrained
 
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample" / "validation"
 OURS, TRANSFORM, BOUND = "jaxcodec", "transform", "bound"
@@ -145,7 +145,7 @@ def others(clips, systems) -> Iterator[Decoded]:
     for title, (settings, round_trip) in coders.items():
         for setting in settings:
             coded = [round_trip(clip, setting) for _, clip in clips]
-            aligned, lag = peers.align([clip for _, clip in clips], [each.decoded for each in coded])
+            aligned, lag = alignment.align([clip for _, clip in clips], [each.decoded for each in coded])
             for (name, clip), each, decoded in zip(clips, coded, aligned, strict=True):
                 row = dict(
                     system=title,

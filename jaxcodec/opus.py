@@ -46,18 +46,24 @@ def round_trip(clip: np.ndarray, sample_rate: int, kbps: float) -> Opus:
     data = file.getvalue()
     decoded, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     decoded = np.pad(decoded, (0, max(0, len(clip) - len(decoded))))[: len(clip)]
-    pages = _pages(data)
+    pages = ogg_pages(data)
     return Opus(decoded, len(data), sum(map(len, pages[2:])), _vendor(pages[1]))
 
 
-def _pages(data):
-    """The content of each Ogg page (RFC 3533, section 6): a header of 27 bytes, the sizes of its segments, the segments."""
+def ogg_pages(data: bytes) -> list[bytes]:
+    """The content of each page of an Ogg file (RFC 3533, section 6): behind 27 bytes and the sizes of its segments.
+
+    Raises:
+      ValueError: bytes that are no Ogg file.
+    """
     pages, start = [], 0
     while start < len(data):
+        if data[start : start + 4] != b"OggS":
+            raise ValueError(f"no Ogg page at byte {start}.")
         sizes = data[start + 27 : start + 27 + data[start + 26]]
-        stop = start + 27 + len(sizes) + sum(sizes)
-        pages.append(data[start + 27 + len(sizes) : stop])
-        start = stop
+        content = start + 27 + len(sizes)
+        start = content + sum(sizes)
+        pages.append(data[content:start])
     return pages
 
 

@@ -37,6 +37,17 @@ def test_decoded_clips_get_the_length_of_their_originals(length):
     assert aligned.shape == clip.shape and aligned.dtype == np.float32
 
 
+def test_a_decoded_clip_that_is_too_short_ends_in_zeros():
+    clip = np.ones(100, np.float32)
+    np.testing.assert_array_equal(alignment.advance(clip, 10, 100), np.repeat([1.0, 0.0], [90, 10]))
+    assert alignment.advance(clip[:5], 0, 5000).shape == (5000,)
+
+
+def test_one_lag_is_found_for_all_clips_although_one_of_them_is_silent():
+    clips = [support.speech_like(1, 4000)[0], np.zeros(4000, np.float32)]
+    assert alignment.common_lag(clips, [np.roll(clip, 30) for clip in clips]) == 30
+
+
 def test_silence_has_no_lag():
     aligned, lag = alignment.align([np.zeros(500, np.float32)], [np.zeros(500, np.float32)])
     assert lag == 0 and not aligned[0].any()

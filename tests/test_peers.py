@@ -1,4 +1,4 @@
-"""Peers: rates from the sizes of files, alignment, containers; where a codec is not installed, its test is skipped."""
+"""Peers: rates from the sizes of files, containers; where a codec is not installed, its test is skipped."""
 
 import struct
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from jaxcodec import evaluate
-from tests import support
+from jaxcodec import alignment, evaluate
 
 HERE, MISSING = peers.available()
 
@@ -17,29 +16,6 @@ def voice(num_samples):
     time = np.arange(num_samples) / 16000
     tone = sum(np.sin(2 * np.pi * 140 * k * time + k * k) / k for k in range(1, 20))
     return (0.1 * tone * (1 + np.sin(2 * np.pi * 3 * time))).astype(np.float32)
-
-
-@pytest.mark.parametrize("lag", [0.0, 37.0, 104.25, -12.5])
-def test_a_delayed_clip_is_moved_back_to_a_fraction_of_a_sample(lag):
-    clips = [np.pad(x, 400) for x in support.speech_like(2, 6000)]
-    late = [np.pad(peers.advance(clip, -lag, len(clip)), (0, 77)) for clip in clips]
-    aligned, found = peers.align(clips, late)
-    assert found == lag
-    for clip, moved in zip(clips, aligned, strict=True):
-        assert moved.shape == clip.shape and moved.dtype == np.float32
-        assert np.sum((moved - clip) ** 2) < 1e-4 * np.sum(clip**2)
-        assert evaluate.delay(clip, moved, 16000) == 0
-
-
-def test_a_decoded_clip_that_is_too_short_ends_in_zeros():
-    clip = np.ones(100, np.float32)
-    np.testing.assert_array_equal(peers.advance(clip, 10, 100), np.repeat([1.0, 0.0], [90, 10]))
-    assert peers.advance(clip[:5], 0, 5000).shape == (5000,)
-
-
-def test_one_lag_is_found_for_all_clips_although_one_of_them_is_silent():
-    clips = [support.speech_like(1, 4000)[0], np.zeros(4000, np.float32)]
-    assert peers.common_lag(clips, [np.roll(clip, 30) for clip in clips]) == 30
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
@@ -52,7 +28,7 @@ def test_the_rate_is_that_of_the_file_and_the_clip_comes_back(name):
         assert 0.6 * kbps < 8e-3 * coded.payload_bytes / 2 < 1.5 * kbps
         assert 0 < coded.file_bytes - coded.payload_bytes < 900  # of container for 2 s
     assert high.file_bytes > low.file_bytes
-    (decoded,), lag = peers.align([clip], [high.decoded])
+    (decoded,), lag = alignment.align([clip], [high.decoded])
     assert abs(lag) < 120 and evaluate.delay(clip, decoded, 16000) == 0
     assert evaluate.score(clip, decoded, 16000, ["snr"])["snr"] > 4
     assert np.sum(clip * decoded) / np.sum(decoded**2) == pytest.approx(1.0, abs=0.1)
