@@ -355,8 +355,9 @@ def dnsmos(reference, decoded, sample_rate):
     while len(decoded) < window:
         decoded = np.append(decoded, decoded)
     count = int(len(decoded) // _WIDEBAND - model.INPUT_LENGTH) + 1
-    windows = np.stack([decoded[i * _WIDEBAND :][:window] for i in range(count)])
-    (raw,) = _dnsmos_session().run(None, {"input_1": windows.astype(np.float32)})
+    windows = [decoded[None, i * _WIDEBAND :][:, :window].astype(np.float32) for i in range(count)]
+    # One at a time: the network's memory grows with every new number of windows, and stays.
+    raw = np.concatenate([_dnsmos_session().run(None, {"input_1": one})[0] for one in windows])
     return float(np.mean(model.DNSMOS.get_polyfit_val(None, *raw.T, False)[2]))
 
 
