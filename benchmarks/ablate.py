@@ -111,7 +111,9 @@ def main():
     if args.plots:
         from benchmarks import ablation_plots
 
-        ablation_plots.draw(runs, args.plots)
+        results = json.loads((Path(__file__).resolve().parents[1] / "docs/results/results.json").read_text())
+        trained = [point for point in results["rate_distortion"]["points"] if point["system"] == "jaxcodec"]
+        ablation_plots.draw(runs, trained, args.plots)
 
 
 def train_missing(results, args):
@@ -172,11 +174,12 @@ def train(config, epochs):
     batches.close()
     logs = {key: np.array([driver.first_replica(log[key]) for log in logs], float) for key in logs[0]}
     jax.clear_caches()  # every run compiles its own step
+    initial_scale = config.model.output_scale if config.fixes.learnable_scale else 1.0
     return dict(
         minutes=round((time.monotonic() - started) / 60, 2),
         curve=curve,
         nonfinite_steps=count_nonfinite(logs),
-        output_scale=[config.model.output_scale, *logs["output_scale"][SCALE_EVERY - 1 :: SCALE_EVERY].round(5)],
+        output_scale=[initial_scale, *logs["output_scale"][SCALE_EVERY - 1 :: SCALE_EVERY].round(5)],
         final_terms={key: float(np.mean(logs[key][-10:])) for key in ("loss", *training.TERMS, "grad_norm")},
     )
 

@@ -11,12 +11,18 @@ import matplotlib.pyplot as plt
 COLOURS = {"flagship": "#0072B2", "original balance": "#D55E00"}  # Okabe and Ito's, told apart by everyone
 
 
-def draw(runs, folder):
-    """Writes fixes.png, output_scale.png and shrinkage.png into `folder`."""
+def draw(runs, points, folder):
+    """Writes fixes.png, output_scale.png and shrinkage.png into `folder`.
+
+    `points` are summaries (`evaluate.summarize`) of a trained model at several numbers of codebooks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
-    for name, plot in (("fixes", effects), ("output_scale", output_scales), ("shrinkage", shrinkage)):
-        figure = plot(runs)
+    plots = dict(
+        fixes=lambda: effects(runs), output_scale=lambda: output_scales(runs), shrinkage=lambda: shrinkage(runs, points)
+    )
+    for name, plot in plots.items():
+        figure = plot()
         figure.savefig(folder / f"{name}.png", bbox_inches="tight")
         plt.close(figure)
 
@@ -56,21 +62,19 @@ def output_scales(runs):
     stage = "original balance"
     names = {2.5: ablate.ALL_ON} | {scale: f"output scale from {scale}" for scale in ablate.SCALES}
     for initial, name in sorted(names.items()):
-        group = ablate.select(runs, stage, name)
-        for run in group:
-            values = np.array(run["output_scale"])
-            steps = np.minimum(np.arange(len(values)) * ablate.SCALE_EVERY, run["steps"])
-            path.plot(steps, values - initial, color=plt.cm.viridis(initial / 6), linewidth=1)
-        if group:
-            path.annotate(f" from {initial}", (steps[-1], values[-1] - initial), va="center")
-            snr = [run["curve"][-1]["snr"] for run in group]
-            outcome.plot([initial] * len(snr), snr, ".", color=plt.cm.viridis(initial / 6))
+        colour = plt.cm.viridis(initial / 6)
+        for index, run in enumerate(ablate.select(runs, stage, name)):
+            steps = np.minimum(np.arange(len(run["output_scale"])) * ablate.SCALE_EVERY, run["steps"])
+            moved = np.array(run["output_scale"]) - initial
+            path.plot(steps, moved, color=colour, linewidth=1.2, label=None if index else f"from {initial}")
+            outcome.plot(initial, run["curve"][-1]["snr"], ".", color=colour)
     none = [run["curve"][-1]["snr"] for run in ablate.select(runs, stage, "without learnable_scale")]
     outcome.plot([1] * len(none), none, "x", color="black")
-    outcome.annotate("x: fixed at 1", (1, min(none)), xytext=(4, -12), textcoords="offset points")
+    if none:
+        outcome.annotate("x: fixed at 1", (1, min(none)), xytext=(6, -10), textcoords="offset points")
     path.axhline(0, color="black", linewidth=0.8)
     path.set(xlabel="step", ylabel="output_scale less its initial value")
-    path.set_xlim(0, 1.25 * ablate.STEPS[stage])
+    path.legend(frameon=False)
     outcome.set(xlabel="initial output_scale", ylabel="SNR at the end, dB", xscale="log")
     outcome.set_xticks([0.5, 1, 2.5, 5], ["0.5", "1", "2.5", "5"], minor=False)
     outcome.minorticks_off()
@@ -78,7 +82,7 @@ def output_scales(runs):
     return figure
 
 
-def shrinkage(runs):
+def shrinkage(runs, points):
     """RMS of the decoded speech over that of the original against SNR, with what least squares asks for."""
     figure, (level, gain) = plt.subplots(1, 2, figsize=(8, 3.2))
     for stage, colour in COLOURS.items():
@@ -87,9 +91,12 @@ def shrinkage(runs):
         snr = [row["snr"] for row in rows]
         level.plot(snr, [row["rms_ratio"] for row in rows], ".", color=colour, label=stage)
         gain.plot(snr, [row["optimal_gain"] for row in rows], ".", color=colour, label=stage)
+    for axis, key in ((level, "rms_ratio"), (gain, "optimal_gain")):
+        values = [point["snr"] for point in points], [point[key] for point in points]
+        axis.plot(*values, "^", color="black", label="trained model, 1 to 8 codebooks")
     snr = np.linspace(0.2, 13, 100)
     level.plot(snr, np.sqrt(1 - 10 ** (-snr / 10)), color="black", linewidth=1)
-    level.annotate("$\\sqrt{1 - 10^{-SNR/10}}$", (4, 0.7), xytext=(10, -10), textcoords="offset points")
+    level.annotate("$\\sqrt{1 - 10^{-SNR/10}}$", (5, 0.62))
     gain.axhline(1, color="black", linewidth=1)
     level.set(xlabel="SNR, dB", ylabel="RMS ratio, decoded over original", ylim=(0, 1.1))
     gain.set(xlabel="SNR, dB", ylabel="optimal gain on the decoded speech", ylim=(0, 2))
