@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from benchmarks import ablate
 from configs import telugu
 from tests import support
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def make_run(variant, seed, snr, stage="flagship", baseline="all on", **fields):
@@ -66,6 +69,18 @@ def test_the_table_shows_every_variant_once(capsys):
     assert [row[0] for row in rows] == ["| variant", "| all on", "| without no_tanh", "| without learnable_scale"]
     assert rows[2][1:5] == ["3", "11.00", "+0.00 [+0.00, +0.00]", "no difference"]
     assert rows[2][6] == "2.600" and rows[3][6] == "none"
+
+
+def test_the_page_of_the_fixes_shows_the_tables_of_the_runs(capsys):
+    runs = json.loads((ROOT / "docs/results/ablation.json").read_text())["runs"]
+    ablate.print_tables(runs)
+    tables = capsys.readouterr().out.strip()
+    assert tables in (ROOT / "docs/fixes.md").read_text()
+    wanted = {(v.stage, v.name, v.baseline, seed) for v in ablate.variants() for seed in range(3)}
+    assert {(run["stage"], run["variant"], run["baseline"], run["seed"]) for run in runs} == wanted
+    for run in runs:
+        (variant,) = (v for v in ablate.variants() if (v.stage, v.name) == (run["stage"], run["variant"]))
+        assert run["overrides"] == variant.overrides and run["steps"] == ablate.STEPS[run["stage"]]
 
 
 def test_only_what_is_missing_is_trained(tmp_path, monkeypatch):
