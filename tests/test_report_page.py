@@ -384,7 +384,10 @@ def test_pictures_of_the_page_are_taken(visit, address):
     folder = pathlib.Path(os.environ["JAXCODEC_PICTURES"])
     shown = os.environ.get("JAXCODEC_PAGE")
     address = pathlib.Path(shown).absolute().as_uri() if shown else address
-    sizes = {"report": dict(width=960, height=1320), "report_phone": dict(width=360, height=1180, device_scale_factor=2)}
+    sizes = {
+        "report": dict(width=960, height=1320),
+        "report_phone": dict(width=360, height=1180, device_scale_factor=2),
+    }
     for name, size in sizes.items():
         page = visit(address, **size)
         page.keyboard.press("5")
