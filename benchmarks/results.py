@@ -66,8 +66,8 @@ def first_epoch(config):
 def measure_rates():
     """What benchmarks/rate_distortion.py finds, without the rows of single clips; its plots become those of docs/."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "benchmarks/rate_distortion.py"), "--processes", "2", "--out", folder]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, str(ROOT / "benchmarks/rate_distortion.py"), "--processes", "2"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
         shutil.copy(Path(folder) / "rate_distortion.png", ROOT / "docs/rate_distortion.png")
         found = json.loads((Path(folder) / "rate_distortion.json").read_text())
     return {key: value for key, value in found.items() if key != "rows"}
