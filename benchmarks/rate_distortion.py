@@ -66,6 +66,8 @@ def main():
         print(f"{name} is left out: {reason}", file=sys.stderr)
 
     results = provenance(codec, missing) | compare(codec, clips, arguments.systems, arguments.processes)
+    if not results["points"]:
+        parser.error("nothing was measured: the bound stands beside other systems, name one that is installed.")
     print(format_table(results))
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "rate_distortion.json"
