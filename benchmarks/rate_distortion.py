@@ -180,7 +180,7 @@ def summarize(rows: list[dict]) -> list[dict]:
 def format_table(results: dict) -> str:
     """The points as a table in Markdown, below three lines of what they are of; `bound` is the SNR's at the point's rate."""
     seconds = sum(clip["seconds"] for clip in results["clips"])
-    keys = [key for key in SHOWN if key in evaluate.installed()]
+    keys = [key for key in SHOWN if any(point[key] is not None for point in results["points"])]
     lines = [["system", "setting", "kbit/s", "payload", "bound", *(evaluate.MEASURES[key].title for key in keys)]]
     lines.append(["-" * 3] * len(lines[0]))
     for point in results["points"]:
