@@ -25,9 +25,9 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import train as driver
 from configs import telugu
 from jaxcodec import atomic, codec, data, training
+from jaxcodec.training import run as training_run
 
 FIXES = (
     "fp32_stft",
@@ -40,7 +40,7 @@ FIXES = (
     "pure_mse",
 )
 ABSOLUTE = {"loss.relative": False, "loss.commitment_weight": 0.25}
-NO_IDENTITY = {"model.identity": False}
+NO_IDENTITY = {"model.mdct.identity": False}
 BFLOAT16 = {"model.dtype": "bfloat16"}
 STEPS = {"flagship": 120, "original balance": 240}  # with nothing to start from the networks need longer
 SCALES = (0.5, 1.0, 5.0)  # beside the recipe's 2.5
@@ -162,9 +162,9 @@ def measure(variant, seed, args):
 
 def train(config, epochs):
     """The first epochs of a recipe: a report after each, the output scale as it went, the steps that were not finite."""
-    run = driver.Run(config, codec.from_config(config.model, config.fixes), *_splits(config))
+    run = training_run.Run(config, codec.from_config(config.model, config.fixes), *_splits(config))
     started = time.monotonic()
-    state = driver.replicate(run.init_codebooks(run.init_state()))
+    state = training_run.replicate(run.start_quantizer(run.init_state()))
     batches, logs, curve = run.train_batches(0), [], []
     for step in range(epochs * run.steps_per_epoch):
         state, log = run.train_step(state, next(batches), run.rng)
@@ -172,7 +172,7 @@ def train(config, epochs):
         if (step + 1) % run.steps_per_epoch == 0:
             curve.append(report(run, state, step + 1))
     batches.close()
-    logs = {key: np.array([driver.first_replica(log[key]) for log in logs], float) for key in logs[0]}
+    logs = {key: np.array([training_run.first_replica(log[key]) for log in logs], float) for key in logs[0]}
     jax.clear_caches()  # every run compiles its own step
     initial_scale = config.model.output_scale if config.fixes.learnable_scale else 1.0
     return dict(
@@ -180,7 +180,9 @@ def train(config, epochs):
         curve=curve,
         nonfinite_steps=count_nonfinite(logs),
         output_scale=[initial_scale, *logs["output_scale"][SCALE_EVERY - 1 :: SCALE_EVERY].round(5)],
-        final_terms={key: float(np.mean(logs[key][-10:])) for key in ("loss", *training.TERMS, "grad_norm")},
+        final_terms={
+            key: float(np.mean(logs[key][-10:])) for key in ("loss", *training.term_names(run.model), "grad_norm")
+        },
     )
 
 

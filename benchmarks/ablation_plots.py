@@ -8,7 +8,7 @@ from benchmarks import ablate
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"flagship": "#0072B2", "original balance": "#D55E00"}  # Okabe and Ito's, told apart by everyone
+ColorS = {"flagship": "#0072B2", "original balance": "#D55E00"}  # Okabe and Ito's, told apart by everyone
 
 
 def draw(runs, points, folder):
@@ -38,8 +38,8 @@ def effects(runs):
     for axis, stage in zip(axes[:, 0], stages, strict=True):
         for height, name in enumerate(reversed(rows[stage])):
             effect, pairs = ablate.difference(runs, stage, name), ablate.paired(runs, stage, name)
-            axis.plot([effect.low, effect.high], [height, height], color=COLOURS[stage], linewidth=4, alpha=0.3)
-            axis.plot(pairs, [height] * len(pairs), ".", color=COLOURS[stage])
+            axis.plot([effect.low, effect.high], [height, height], color=ColorS[stage], linewidth=4, alpha=0.3)
+            axis.plot(pairs, [height] * len(pairs), ".", color=ColorS[stage])
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(rows[stage])), list(reversed(rows[stage])))
         axis.set_xscale("symlog", linthresh=0.5)
@@ -62,12 +62,12 @@ def output_scales(runs):
     stage = "original balance"
     names = {2.5: ablate.ALL_ON} | {scale: f"output scale from {scale}" for scale in ablate.SCALES}
     for initial, name in sorted(names.items()):
-        colour = plt.cm.viridis(initial / 6)
+        color = plt.cm.viridis(initial / 6)
         for index, run in enumerate(ablate.select(runs, stage, name)):
             steps = np.minimum(np.arange(len(run["output_scale"])) * ablate.SCALE_EVERY, run["steps"])
             moved = np.array(run["output_scale"]) - initial
-            path.plot(steps, moved, color=colour, linewidth=1.2, label=None if index else f"from {initial}")
-            outcome.plot(initial, run["curve"][-1]["snr"], ".", color=colour)
+            path.plot(steps, moved, color=color, linewidth=1.2, label=None if index else f"from {initial}")
+            outcome.plot(initial, run["curve"][-1]["snr"], ".", color=color)
     none = [run["curve"][-1]["snr"] for run in ablate.select(runs, stage, "without learnable_scale")]
     outcome.plot([1] * len(none), none, "x", color="black")
     if none:
@@ -85,12 +85,12 @@ def output_scales(runs):
 def shrinkage(runs, points):
     """RMS of the decoded speech over that of the original against SNR, with what least squares asks for."""
     figure, (level, gain) = plt.subplots(1, 2, figsize=(8, 3.2))
-    for stage, colour in COLOURS.items():
+    for stage, color in ColorS.items():
         rows = [row for run in runs if run["stage"] == stage for row in run["curve"]]
         rows = [row for row in rows if np.isfinite(row["snr"]) and row["snr"] > 0.2]
         snr = [row["snr"] for row in rows]
-        level.plot(snr, [row["rms_ratio"] for row in rows], ".", color=colour, label=stage)
-        gain.plot(snr, [row["optimal_gain"] for row in rows], ".", color=colour, label=stage)
+        level.plot(snr, [row["rms_ratio"] for row in rows], ".", color=color, label=stage)
+        gain.plot(snr, [row["optimal_gain"] for row in rows], ".", color=color, label=stage)
     for axis, key in ((level, "rms_ratio"), (gain, "optimal_gain")):
         values = [point["snr"] for point in points], [point[key] for point in points]
         axis.plot(*values, "^", color="black", label="trained model, 1 to 8 codebooks")

@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py --minutes 6 --variants \
         mdct-320: \
-        mdct-160:model.hop_length=160,model.num_codebooks=8 \
-        seanet-160:model.architecture=seanet,model.strides=(2,4,4,5),model.num_codebooks=8,model.width=32 \
+        mdct-160:model.mdct.hop_length=160,model.rvq.num_codebooks=8 \
+        seanet-160:model.architecture=seanet,model.seanet.strides=(2,4,4,5),model.rvq.num_codebooks=8,model.width=32 \
         seed@configs/seed.py:
 
 A variant is NAME[@CONFIG]:KEY=VALUE,KEY=VALUE. Each gets as many steps as its measured speed allows in the time, with
@@ -13,6 +13,7 @@ the learning rate schedule ending there. One after the other, so leave the machi
 import argparse
 import ast
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -27,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import train as driver
-from jaxcodec import codec, data, training
+from jaxcodec import codec, data, evaluation
+from jaxcodec.training import run as training_run
 
 WARMUP_STEPS, TIMED_STEPS = 3, 10
 
@@ -63,7 +64,7 @@ def measure(variant, seed, args):
     config.steps_per_epoch = max(1, int(args.minutes * 60 / args.reports / step_seconds))
     config.num_epochs = args.reports
     run = make_run(config, splits)
-    state = driver.replicate(run.init_codebooks(run.init_state()))
+    state = training_run.replicate(run.start_quantizer(run.init_state()))
     batches, rows, seconds = run.train_batches(0), [], 0.0
     for epoch in range(args.reports):
         started = time.monotonic()
@@ -99,13 +100,13 @@ def parse_variant(text):
 
 
 def make_run(config, splits):
-    """The driver's run, without snapshots and logs."""
-    return driver.Run(config, codec.from_config(config.model, config.fixes), *splits)
+    """A run without snapshots and logs."""
+    return training_run.Run(config, codec.from_config(config.model, config.fixes), *splits)
 
 
 def time_steps(run):
     """Median seconds a training step takes, once compiled."""
-    state = driver.replicate(run.init_state())
+    state = training_run.replicate(run.init_state())
     batches, seconds = run.train_batches(0), []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         started = time.monotonic()
@@ -117,24 +118,20 @@ def time_steps(run):
 
 
 def perceptual_scores(run, state):
-    """PESQ-WB and ESTOI, means over the validation clips, where pesq and pystoi are installed."""
-    if not all(importlib.util.find_spec(name) for name in ("pesq", "pystoi")):
-        print("pesq or pystoi is not installed: no PESQ and ESTOI", file=sys.stderr)
-        return {}
-    from pesq import pesq
-    from pystoi import stoi
+    """PESQ-WB and ESTOI, means over the validation clips; nan where their packages are not installed."""
+    local = training_run.first_replica(state)
+    params = local.params if local.average is None else local.average
+    decode = jax.jit(functools.partial(run.model.apply, run.model.collections(params, local.quantizer)))
 
-    local = jax.tree.map(lambda v: v.addressable_data(0)[0], state)
-    collections = training.variables(local.params if local.average is None else local.average, local.codebooks)
-    decode, rate, scores = jax.jit(run.model.apply), run.model.sample_rate, []
-    for batch in run.validation_batches():
-        for audio, length in zip(batch["audio"][0], batch["length"][0], strict=True):
-            if length:
-                decoded = np.asarray(decode(collections, audio[None], length[None]).audio)[0, :length]
-                pair = audio[:length], decoded
-                scores.append((pesq(rate, *pair, "wb"), stoi(*pair, rate, extended=True)))
-    means = np.mean(scores, axis=0)
-    return {"pesq_wb": float(means[0]), "estoi": float(means[1])}
+    def pairs():
+        for batch in run.validation_batches():
+            for audio, length in zip(batch["audio"][0], batch["length"][0], strict=True):
+                if length:
+                    yield audio[:length], np.asarray(decode(audio[None], length[None]).audio)[0, :length]
+
+    keys = ("pesq_wb", "estoi")
+    scores = list(evaluation.score_pairs(pairs(), run.model.sample_rate, measures=keys))
+    return {key: float(np.nanmean(np.array([score[key] for score in scores], float))) for key in keys}
 
 
 def print_table(rows):

@@ -22,7 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
-from jaxcodec import audio, bitstream, entropy
+from jaxcodec import audio, bitstream
+from jaxcodec.bitstream import entropy
 
 
 def main():

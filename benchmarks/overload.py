@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jaxcodec
 from benchmarks import rate_distortion
-from jaxcodec import evaluate
+from jaxcodec import evaluation
 
 OVER_DB = (-6, 0, 6, 12, 20)
 
@@ -42,7 +42,7 @@ def mean_snr(codec, clips, cut):
     for clip in clips:
         decoded = np.asarray(jaxcodec.decode(codec, jaxcodec.encode(codec, clip), len(clip)))
         reference = clip.clip(-1.0, 1.0) if cut else clip
-        values.append(evaluate.score(reference, decoded, codec.sample_rate, ["snr"])["snr"])
+        values.append(evaluation.score(reference, decoded, codec.sample_rate, ["snr"])["snr"])
     return np.mean(values)
 
 

@@ -5,7 +5,7 @@ is the size of its file; `payload_bytes` is what is left without the container: 
 AMR frame, LC3's header and frame lengths. Opus gets the speech at 16 kHz and is decoded by ffmpeg's own decoder: opusenc
 makes 48 kHz of it first and then spends bits above 8 kHz, and opusdec's resampling costs half a decibel of SNR.
 
-What comes back is late by each codec's constant lag: `jaxcodec.alignment`.
+What comes back is late by each codec's constant lag: `jaxcodec.evaluation.alignment`.
 """
 
 import ctypes.util
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcodec import audio
-from jaxcodec import opus as opus_files
+from jaxcodec.evaluation import opus as opus_files
 
 SAMPLE_RATE = 16000
 FFMPEG = ("ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin")
@@ -117,7 +117,7 @@ def ogg_payload(data: bytes) -> int:
 
 def pcm16(clip: np.ndarray) -> np.ndarray:
     """Float samples (S,) as int16."""
-    return np.clip(np.rint(clip * audio.INT16_SCALE), -32768, 32767).astype(np.int16)
+    return audio.to_int16(clip)
 
 
 def run(*command) -> str:

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
 from benchmarks import bound, peers, rate_distortion_plot, transform_codec
-from jaxcodec import alignment, audio, evaluate, pretrained
+from jaxcodec import audio, evaluation
+from jaxcodec.evaluation import alignment
 
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample" / "validation"
 OURS, TRANSFORM, BOUND = "jaxcodec", "transform", "bound"
@@ -84,7 +85,7 @@ def provenance(codec, missing) -> dict:
         command=shlex.join(["python", "benchmarks/rate_distortion.py", *sys.argv[1:]]),
         hardware=f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         version=jaxcodec.__version__,
-        model=pretrained.fingerprint(codec).hex(),
+        model=codec.fingerprint.hex(),
         config=codec.config.to_dict(),
         versions={peer.title: peer.version() for peer in peers.available()[0].values()},
         missing=missing,
@@ -114,7 +115,7 @@ def missing_parts(systems) -> dict[str, str]:
     missing = {name: f"install {what}" for name, what in peers.available()[1].items() if name in systems}
     if not importlib.util.find_spec("matplotlib"):
         missing["plots"] = "pip install 'jaxcodec[examples]'"
-    measures = sorted(set(evaluate.MEASURES) - set(evaluate.installed()))
+    measures = sorted(set(evaluation.MEASURES) - set(evaluation.installed()))
     return missing | dict.fromkeys(measures, "pip install 'jaxcodec[metrics]'")
 
 
@@ -122,7 +123,7 @@ def measure(codec, clips, systems, processes) -> list[dict]:
     """A row for every system, setting and clip, with all measures."""
     rows = []
     if OURS in systems:
-        for row in evaluate.evaluate(codec, clips, range(1, codec.num_codebooks + 1), processes):
+        for row in evaluation.evaluate(codec, clips, range(1, codec.num_codebooks + 1), processes):
             setting = f"{row['codebooks']} codebook{'s' * (row['codebooks'] > 1)}"
             rows.append(dict(system=OURS, setting=setting, payload_bytes=row["bytes"], lag=0.0) | row)
         order = {name: index for index, (name, _) in enumerate(clips)}
@@ -134,7 +135,7 @@ def measure(codec, clips, systems, processes) -> list[dict]:
             waiting.append(row)
             yield clip, decoded
 
-    scores = evaluate.score_pairs(pairs(), codec.sample_rate, processes)
+    scores = evaluation.score_pairs(pairs(), codec.sample_rate, processes)
     return rows + [waiting[index] | score for index, score in enumerate(scores)]
 
 
@@ -168,8 +169,8 @@ def through_transform(clip: np.ndarray, kbps: float) -> peers.Coded:
 
 
 def summarize(rows: list[dict]) -> list[dict]:
-    """`evaluate.summarize` by system and setting, with the rate without containers and the lag that was taken out."""
-    points = evaluate.summarize(rows, by=("system", "setting"))
+    """`evaluation.summarize` by system and setting, with the rate without containers and the lag that was taken out."""
+    points = evaluation.summarize(rows, by=("system", "setting"))
     for point in points:
         group = [row for row in rows if (row["system"], row["setting"]) == (point["system"], point["setting"])]
         point["payload_kbps"] = 8e-3 * sum(row["payload_bytes"] for row in group) / point["seconds"]
@@ -181,7 +182,7 @@ def format_table(results: dict) -> str:
     """The points as a table in Markdown, below three lines of what they are of; `bound` is the SNR's at the point's rate."""
     seconds = sum(clip["seconds"] for clip in results["clips"])
     keys = [key for key in SHOWN if any(point[key] is not None for point in results["points"])]
-    lines = [["system", "setting", "kbit/s", "payload", "bound", *(evaluate.MEASURES[key].title for key in keys)]]
+    lines = [["system", "setting", "kbit/s", "payload", "bound", *(evaluation.MEASURES[key].title for key in keys)]]
     lines.append(["-" * 3] * len(lines[0]))
     for point in results["points"]:
         figures = [f"{point['kbps']:.2f}", f"{point['payload_kbps']:.2f}", bound_at(results["bound"], point["kbps"])]

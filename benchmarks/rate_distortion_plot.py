@@ -1,4 +1,4 @@
-"""The plots of `rate_distortion.py`: four measures against the rate, every curve labelled, the bound shaded."""
+"""The plots of `rate_distortion.py`: four measures against the rate, every curve labeled, the bound shaded."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PANELS = (
     ("pesq_wb", "PESQ-WB"),
     ("estoi", "ESTOI"),
 )
-COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, told apart by everyone
+ColorS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, told apart by everyone
 MARKERS = "osD^vP"
 OURS = "jaxcodec"
 TICKS = (0.5, 1, 2, 4, 8, 16, 32)  # kbit/s
@@ -39,8 +39,8 @@ def panel(axis, results, key):
     for point in results["points"]:
         if point[key] is not None:
             curves.setdefault(point["system"], []).append((point["kbps"], point[key]))
-    for (system, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1 + (system == OURS))
+    for (system, points), color, marker in zip(curves.items(), ColorS, MARKERS, strict=False):
+        axis.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, linewidth=1 + (system == OURS))
     if key == "snr" and results["bound"]:
         shade(axis, results["bound"], 1.12 * max(value for points in curves.values() for _, value in points))
     axis.set_xscale("log")
@@ -72,12 +72,12 @@ def label(axis, curves):
     for i in reversed(range(len(heights))):
         heights[i] = ceiling = min(heights[i], ceiling)
         ceiling -= gap
-    colours = dict(zip(curves, COLOURS, strict=False))
+    colors = dict(zip(curves, ColorS, strict=False))
     for (value, system), height in zip(column, heights, strict=True):
         axis.plot(
-            [curves[system][-1][0], 43], [value, height], color=colours[system], linewidth=0.6, alpha=0.6, clip_on=False
+            [curves[system][-1][0], 43], [value, height], color=colors[system], linewidth=0.6, alpha=0.6, clip_on=False
         )
-        axis.annotate(system, (45, height), color=colours[system], va="center", annotation_clip=False)
+        axis.annotate(system, (45, height), color=colors[system], va="center", annotation_clip=False)
     if OURS in curves:
         rate, value = curves[OURS][len(curves[OURS]) // 3]
         below = any(np.interp(rate, *zip(*curves[system], strict=True), left=low) > value for _, system in column)
@@ -88,6 +88,6 @@ def label(axis, curves):
             textcoords="offset points",
             ha="left" if below else "right",
             va="top" if below else "bottom",
-            color=colours[OURS],
+            color=colors[OURS],
             fontweight="bold",
         )

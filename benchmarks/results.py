@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import ablate, rate_distortion
 from configs import seed, telugu
-from jaxcodec import atomic
+from jaxcodec import atomic, evaluation, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"configs/telugu.py": telugu.get_config, "configs/seed.py": seed.get_config}
@@ -82,7 +82,7 @@ def insert(page, tables):
 def render(results) -> str:
     """The tables in Markdown."""
     rates = results["rate_distortion"]
-    model = rates["config"]["model"]
+    model = recipe.flat(rates["config"]["model"])
     seconds = sum(clip["seconds"] for clip in rates["clips"])
     epoch = {path: run["curve"][0] for path, run in results["first_epoch"].items()}
     best = next(p for p in rates["points"] if p["system"] == rate_distortion.OURS and p["setting"] == "8 codebooks")
@@ -103,7 +103,7 @@ def render(results) -> str:
         f"| the same, the original recipe, `configs/seed.py` | positive | | {epoch['configs/seed.py']['snr']:.1f} dB, "
         f"{epoch['configs/seed.py']['step']} steps |",
         "",
-        "| | kbit/s | " + " | ".join(rate_distortion.evaluate.MEASURES[key].title for key in MEASURES) + " |",
+        "| | kbit/s | " + " | ".join(evaluation.MEASURES[key].title for key in MEASURES) + " |",
         "|---|---|" + "---|" * len(MEASURES),
         *(_row(point) for point in shown(rates["points"])),
     ]

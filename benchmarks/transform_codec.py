@@ -1,9 +1,9 @@
 """A plain transform coder, a baseline without anything learned from end to end: MDCT, one step size, a context model.
 
-The modified discrete cosine transform of Princen and Bradley (1987) with a sine window of 50 ms; every coefficient quantised
+The modified discrete cosine transform of Princen and Bradley (1987) with a sine window of 50 ms; every coefficient quantized
 with the same step, which for squared error is reverse water-filling; magnitudes coded by a range coder (the library
 constriction, Bamler 2022) with tables chosen by what is decoded already: the block before, the average of the past, and the
-neighbours in frequency; signs as plain bits. The encoder weighs squared error against bits for each coefficient, and looks
+neighbors in frequency; signs as plain bits. The encoder weighs squared error against bits for each coefficient, and looks
 for the step that brings the whole clip just below the rate asked for.
 
     data = encode(clip, sample_rate, kbps)      # (S,) to bytes: all that `decode` reads
@@ -41,7 +41,7 @@ def encode(clip: np.ndarray, sample_rate: int, kbps: float) -> bytes:
 
     The header: the number of samples, 4 bytes, and the step, 1 byte.
     """
-    coefficients = analyse(np.asarray(clip, np.float64))
+    coefficients = analyze(np.asarray(clip, np.float64))
     coarse, fine = 0, 256
     while fine - coarse > 1:
         middle = (coarse + fine) // 2
@@ -71,15 +71,15 @@ def decode(data: bytes) -> np.ndarray:
     """The clip (S,) float32 in the bytes of `encode`."""
     num_samples, fineness, payload = int.from_bytes(data[:4], "little"), data[4], data[5:]
     coder = stream.queue.RangeDecoder(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
-    quantised = np.zeros((num_blocks(num_samples), HOP_LENGTH))
+    quantized = np.zeros((num_blocks(num_samples), HOP_LENGTH))
 
     def read_block(block, places, counts):
         magnitudes, negative = read(coder, counts)
-        quantised[block, places] = np.where(negative, -magnitudes, magnitudes)
+        quantized[block, places] = np.where(negative, -magnitudes, magnitudes)
         return magnitudes
 
-    walk(len(quantised), read_block)
-    return synthesise(quantised * step(fineness), num_samples).astype(np.float32)
+    walk(len(quantized), read_block)
+    return synthesize(quantized * step(fineness), num_samples).astype(np.float32)
 
 
 def walk(blocks: int, visit) -> None:
@@ -155,18 +155,18 @@ def smooth(values: np.ndarray, kernel: tuple[int, ...]) -> np.ndarray:
 
 
 def step(fineness: int) -> float:
-    """The quantiser's step, from 16 down by a sixteenth of an octave at a time."""
+    """The quantizer's step, from 16 down by a sixteenth of an octave at a time."""
     return 2.0 ** (4 - fineness / 16)
 
 
-def analyse(clip: np.ndarray) -> np.ndarray:
+def analyze(clip: np.ndarray) -> np.ndarray:
     """MDCT (T, HOP_LENGTH) of a clip (S,), orthonormal."""
     padded = np.zeros((num_blocks(len(clip)) + 1) * HOP_LENGTH)
     padded[HOP_LENGTH : HOP_LENGTH + len(clip)] = clip
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * HOP_LENGTH)[::HOP_LENGTH] @ basis()
 
 
-def synthesise(coefficients: np.ndarray, num_samples: int) -> np.ndarray:
+def synthesize(coefficients: np.ndarray, num_samples: int) -> np.ndarray:
     """The clip (num_samples,) of coefficients (T, HOP_LENGTH): overlap and add."""
     blocks = coefficients @ basis().T
     padded = np.zeros((len(blocks) + 1, HOP_LENGTH))

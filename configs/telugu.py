@@ -25,21 +25,28 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = "mdct"  # or "seanet"
+    model.quantizer = "rvq"
     model.sample_rate = 16000
-    model.hop_length = 160  # samples a frame; "seanet" takes the product of its strides instead
-    model.strides = (2, 4, 4, 5)
-    model.num_codebooks = 8
-    model.codebook_size = 1024
     model.latent_dim = 128
-    model.latent_gain = 1.0  # latents per unit of MDCT coefficient on the identity path
     model.width = 256
-    model.encoder_depth = 4
-    model.decoder_depth = 4
-    model.kernel_size = 7  # frames
     model.causal = True  # no frame sees a later one: 20 ms of latency, and it costs nothing measurable
-    model.identity = True
     model.output_scale = 2.5
     model.dtype = "float32"  # of the network's activations; or "bfloat16"
+
+    model.mdct = mdct = ml_collections.ConfigDict()
+    mdct.hop_length = 160  # samples a frame
+    mdct.latent_gain = 1.0  # latents per unit of MDCT coefficient on the identity path
+    mdct.encoder_depth = 4
+    mdct.decoder_depth = 4
+    mdct.kernel_size = 7  # frames
+    mdct.identity = True
+
+    model.seanet = seanet = ml_collections.ConfigDict()
+    seanet.strides = (2, 4, 4, 5)  # their product is the hop length
+
+    model.rvq = rvq = ml_collections.ConfigDict()
+    rvq.num_codebooks = 8
+    rvq.codebook_size = 1024
 
     config.quantizer = quantizer = ml_collections.ConfigDict()
     quantizer.init = "normal"  # normal * 0.01, or "kmeans" on the first batches

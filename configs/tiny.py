@@ -18,12 +18,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 8
     config.steps_per_epoch = 10
 
-    config.model.num_codebooks = 4
-    config.model.codebook_size = 64
+    config.model.rvq.num_codebooks = 4
+    config.model.rvq.codebook_size = 64
     config.model.latent_dim = 16
     config.model.width = 32
-    config.model.encoder_depth = 1
-    config.model.decoder_depth = 1
+    config.model.mdct.encoder_depth = 1
+    config.model.mdct.decoder_depth = 1
 
     config.quantizer.revivals_per_step = 16
     config.optimizer.warmup_steps = 2

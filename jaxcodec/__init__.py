@@ -10,68 +10,33 @@ Shapes are written with one legend: `B` batch, `S` samples, `T` frames, `C` chan
 codebook size, `F` frequency bins. Audio is (B, S), activations (B, T, C), codes (B, Q, T).
 """
 
-import importlib
-from typing import TYPE_CHECKING
+from etils import epy
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from jaxcodec.compress import pack, unpack
-    from jaxcodec.inference import (
-        TrainedCodec,
-        decode,
-        dequantize,
-        encode,
-        latents,
-        quantize,
-        reconstruct,
-        synthesize,
+# Public names, imported when first used: `import jaxcodec` itself costs nothing. `as`
+# tells type checkers that they are public.
+with epy.lazy_api_imports(globals()):
+    from jaxcodec import evaluation as evaluate  # noqa: F401, its name in version 0.1
+    from jaxcodec.inference.files import pack as pack, unpack as unpack
+    from jaxcodec.inference.functions import (
+        decode as decode,
+        dequantize as dequantize,
+        encode as encode,
+        latents as latents,
+        quantize as quantize,
+        reconstruct as reconstruct,
+        synthesize as synthesize,
     )
-    from jaxcodec.pretrained import load, save
-    from jaxcodec.streaming import StreamState, decode_step, encode_step, init_stream
+    from jaxcodec.inference.pretrained import load as load, save as save
+    from jaxcodec.inference.streaming import (
+        StreamState as StreamState,
+        decode_step as decode_step,
+        encode_step as encode_step,
+        init_stream as init_stream,
+    )
+    from jaxcodec.inference.trained import TrainedCodec as TrainedCodec
 
-# Public names and the modules they live in, imported when first used: `import jaxcodec` itself costs nothing.
-_HOMES = {
-    "compress": ("pack", "unpack"),
-    "inference": (
-        "TrainedCodec",
-        "decode",
-        "dequantize",
-        "encode",
-        "latents",
-        "quantize",
-        "reconstruct",
-        "synthesize",
-    ),
-    "pretrained": ("load", "save"),
-    "streaming": ("StreamState", "decode_step", "encode_step", "init_stream"),
-}
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = [
-    "StreamState",
-    "TrainedCodec",
-    "decode",
-    "decode_step",
-    "dequantize",
-    "encode",
-    "encode_step",
-    "init_stream",
-    "latents",
-    "load",
-    "pack",
-    "quantize",
-    "reconstruct",
-    "save",
-    "synthesize",
-    "unpack",
-]
-
-
-def __getattr__(name):
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'jaxcodec' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jaxcodec.{_MODULE_OF[name]}"), name)
-
-
-def __dir__():
-    return sorted([*globals(), *_MODULE_OF])
+    # Modules where version 0.1 had them.
+    from jaxcodec.nn import metrics as metrics
+    from jaxcodec.training import checkpoint as checkpoint

@@ -1,8 +1,8 @@
 """Audio files to mono float arrays and back.
 
-Samples are float32 in [-1, 1], shape (S,), and keep their recorded level: nothing here normalises. Whatever
+Samples are float32 in [-1, 1], shape (S,), and keep their recorded level: nothing here normalizes. Whatever
 cannot be used raises a subclass of `UnreadableAudio` with a one-line message that names the file; `reason` is
-a short key to count by. librosa, soundfile and soxr are imported on first use, so machines that only read prepared
+a short key to count by. soundfile and soxr are imported on first use, so machines that only read prepared
 shards need none of them.
 """
 
@@ -17,8 +17,9 @@ from typing import BinaryIO
 import numpy as np
 from etils import epath
 
+from jaxcodec.pcm import to_float as to_float, to_int16 as to_int16
+
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-INT16_SCALE = 32768.0
 # Writers that stream to a pipe put a placeholder of this size or more into a wav header.
 _STREAMED_SIZE = 0x7FFFF000
 _WAV_BYTES = 2**32 - 2**12  # more samples than this, less room for chunks, need RF64's 64-bit sizes
@@ -29,59 +30,48 @@ class UnreadableAudio(ValueError):
 
     reason = "unreadable"
 
+    def __init_subclass__(cls, reason: str):
+        cls.reason = reason
+
     def __init__(self, path: epath.PathLike, problem: str):
         super().__init__(f"{path}: {problem}")
 
 
-class ZeroBytes(UnreadableAudio):
+class ZeroBytes(UnreadableAudio, reason="zero bytes"):
     """The file has no bytes at all."""
 
-    reason = "zero bytes"
+
+class NotAudio(UnreadableAudio, reason="not audio"):
+    """libsndfile does not recognize the content, or fails while decoding it."""
 
 
-class NotAudio(UnreadableAudio):
-    """libsndfile does not recognise the content, or fails while decoding it."""
-
-    reason = "not audio"
-
-
-class TruncatedAudio(UnreadableAudio):
+class TruncatedAudio(UnreadableAudio, reason="truncated"):
     """The header promises more samples than the file holds."""
 
-    reason = "truncated"
 
-
-class NonFiniteAudio(UnreadableAudio):
+class NonFiniteAudio(UnreadableAudio, reason="not finite"):
     """A floating-point file with NaN or infinite samples."""
 
-    reason = "not finite"
 
-
-class EmptyAudio(UnreadableAudio):
+class EmptyAudio(UnreadableAudio, reason="empty"):
     """A valid file of 0 frames."""
 
-    reason = "empty"
 
-
-class TooShortAudio(UnreadableAudio):
+class TooShortAudio(UnreadableAudio, reason="too short"):
     """Shorter than the shortest clip asked for."""
 
-    reason = "too short"
 
-
-class SilentAudio(UnreadableAudio):
+class SilentAudio(UnreadableAudio, reason="silent"):
     """No sample reaches the stated level."""
 
-    reason = "silent"
 
-
-def load(path: epath.PathLike, sample_rate: int = 16000) -> np.ndarray:
+def load(source: epath.PathLike | BinaryIO, sample_rate: int = 16000) -> np.ndarray:
     """Reads a file of any format that libsndfile knows as mono float32 (S,) at `sample_rate` Hz.
 
     Channels are averaged; other rates are resampled by soxr's HQ, and the overshoot that this can add to samples near
-    full scale is clipped to [-1, 1]. `path` may be local or `gs://`. Raises `UnreadableAudio`.
+    full scale is clipped to [-1, 1]. `source` may be local, `gs://`, or an open binary file. Raises `UnreadableAudio`.
     """
-    return np.concatenate(list(read_blocks(path, sample_rate)))
+    return np.concatenate(list(read_blocks(source, sample_rate)))
 
 
 def read_blocks(
@@ -130,23 +120,11 @@ def resample(audio: np.ndarray, native_rate: int, sample_rate: int) -> np.ndarra
     """float32 (S,) at `native_rate` Hz to (ceil(S * sample_rate / native_rate),) at `sample_rate` Hz."""
     if native_rate == sample_rate:
         return audio
-    import librosa
+    import soxr
 
-    return librosa.resample(audio, orig_sr=native_rate, target_sr=sample_rate, res_type="soxr_hq")
-
-
-def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] to int16: round(x * 32768), half to even, then clip to [-32768, 32767].
-
-    The scale is the one `to_float` divides by, so int16 -> float -> int16 is the identity; only +1.0 itself,
-    which int16 does not have, clips (to 32767).
-    """
-    return np.clip(np.rint(np.asarray(audio, np.float32) * INT16_SCALE), -32768, 32767).astype(np.int16)
-
-
-def to_float(samples: np.ndarray) -> np.ndarray:
-    """int16 to float32 in [-1, 1): x / 32768, exact."""
-    return samples.astype(np.float32) / np.float32(INT16_SCALE)
+    resampled = soxr.resample(audio, native_rate, sample_rate, "soxr_hq")
+    missing = -(-len(audio) * sample_rate // native_rate) - len(resampled)
+    return np.pad(resampled, (0, max(0, missing)))[: len(resampled) + missing].astype(audio.dtype)
 
 
 def check_usable(

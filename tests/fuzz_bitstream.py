@@ -10,6 +10,7 @@ a second of work or 64 MB of memory is not.
 import argparse
 import collections
 import dataclasses
+import hashlib
 import random
 import sys
 import time
@@ -21,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxcodec import bitstream, entropy
+from jaxcodec.bitstream import container, entropy
 
 MEMORY_LIMIT = 64 * 2**20
 SECONDS_LIMIT = 1.0
@@ -33,7 +34,33 @@ class Good:
 
     data: bytes
     codes: np.ndarray
-    model: entropy.EntropyModel | None
+    model: entropy.ProbabilityModel | None
+
+
+class Sparse:
+    """A second kind of probability model: place and value, two bytes each, of every code that is not zero."""
+
+    kind, coding, digest = "sparse", 200, hashlib.sha256(b"sparse").digest()
+
+    def __str__(self):
+        return "signed codes of 16 bits"
+
+    def fits(self, num_codebooks, least_code, codebook_size):
+        return least_code < 0 and codebook_size <= 2**16
+
+    def encode(self, codes):
+        flat = codes.reshape(-1)
+        places = np.flatnonzero(flat)
+        return np.stack([places.astype("<u2").view("<i2"), flat[places].astype("<i2")], axis=1).tobytes()
+
+    def decode(self, data, num_codebooks, num_frames):
+        codes = np.zeros(num_codebooks * num_frames, np.int32)
+        pairs = np.frombuffer(data + bytes(-len(data) % 4), "<i2").reshape(-1, 2)
+        places, values = pairs[:, 0].view("<u2"), pairs[:, 1]
+        if places.size and places.max() >= codes.size:
+            raise entropy.DamagedCodes("a place that is not there")
+        codes[places[values != 0]] = values[values != 0]
+        return codes.reshape(num_codebooks, num_frames)
 
 
 def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
@@ -52,7 +79,7 @@ def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
 def pack(codes, codebook_size, model=None, **fields):
     fields = dict(sample_rate=16000, hop_length=160, fingerprint=b"jaxcodec", block_frames=500) | fields
     fields.setdefault("num_samples", fields["hop_length"] * max(codes.shape[-1] - 1, 0))
-    return bitstream.pack(codes, codebook_size=codebook_size, entropy_model=model, **fields)
+    return container.pack(codes, codebook_size=codebook_size, entropy_model=model, **fields)
 
 
 def good_files(seed=0):
@@ -70,26 +97,33 @@ def good_files(seed=0):
     files.append(Good(pack(mixed, 20, model, block_frames=20), mixed, model))
     speech_like = rng.integers(0, 1024, (8, 101))
     files.append(Good(pack(speech_like, 1024), speech_like, None))
+    signed = dict(kind="toy", least_code=-40, block_frames=50)
+    for density, num_frames in ((0.5, 170), (0.01, 171)):  # of one header each: their blocks are told apart by it
+        shape = 9, num_frames
+        codes = np.where(rng.random(shape) < density, rng.integers(-40, 40, shape), 0)
+        files += [Good(pack(codes, 80, m, **signed), codes, m) for m in (None, Sparse())]
     return files
 
 
 def assemble(head, fields, entries, payloads):
     """A file of these parts, whatever they say, with the CRCs that go with them."""
-    head = head + b"".join(bitstream._varint(value) for value in [*fields, *entries])
+    head = head + b"".join(container._varint(value) for value in [*fields, *entries])
     header_crc = zlib.crc32(head)
     body = b""
     for number, payload in enumerate(payloads):
-        body += payload + bitstream._block_crc(header_crc, number, payload).to_bytes(4, "little")
+        body += payload + container._block_crc(header_crc, number, payload).to_bytes(4, "little")
     return head + header_crc.to_bytes(4, "little") + body
 
 
 def take_apart(data):
     """The arguments of `assemble`."""
-    layout = bitstream._parse(data)
-    fields = list(bitstream._fields(layout.header).values())
+    layout = container._parse(data)
+    fields = list(container._fields(layout.header).values())
     entries = [2 * block.size + block.coded for block in layout.blocks]
     payloads = [data[block.offset : block.offset + block.size] for block in layout.blocks]
-    return data[: 14 if layout.header.entropy_digest is None else 18], fields, entries, payloads
+    header = layout.header
+    start = 14 + (header.version > 1) * (1 + len(header.kind)) + 4 * (header.entropy_digest is not None)
+    return data[:start], [abs(field) for field in fields], entries, payloads
 
 
 def flip_bits(random, data, _):
@@ -121,7 +155,7 @@ def cut(random, data, _):
 
 
 def swap_blocks(random, data, _):
-    layout = bitstream._parse(data)
+    layout = container._parse(data)
     if len(layout.blocks) < 2:
         return flip_bits(random, data, _)
     first, second = sorted(random.sample(layout.blocks, 2))
@@ -135,7 +169,7 @@ def splice(random, data, other):
 
 
 def garbage(random, data, _):
-    return random.choice([b"", bitstream.MAGIC, data[:6]]) + random.randbytes(random.choice([0, 1, 30, 3000]))
+    return random.choice([b"", container.MAGIC, data[:6]]) + random.randbytes(random.choice([0, 1, 30, 3000]))
 
 
 def edit_fields(random, data, _):
@@ -187,7 +221,7 @@ def edit_payload(random, data, other):
 def ask_for_much(random, data, _):
     """A file whose fields agree with each other and promise far more than the data holds."""
     head, fields, entries, payloads = take_apart(data)
-    names = list(bitstream._LIMITS)
+    names = list(container._LIMITS)
     fields[names.index("hop_length")] = random.choice([1, 160])
     fields[names.index("num_samples")] = random.choice([10**4, 10**6, 10**9, 2**40, 2**48])
     fields[names.index("extra_frames")] = 0
@@ -207,26 +241,26 @@ SEALED = [edit_fields, edit_index, edit_payload, ask_for_much]
 def outcome(data, model, errors):
     """What `unpack` makes of it: an `Unpacked` or the `BitstreamError`. Any other exception is a finding."""
     try:
-        return bitstream.unpack(data, model, errors=errors)
-    except bitstream.BitstreamError as error:
+        return container.unpack(data, model, errors=errors)
+    except container.BitstreamError as error:
         refusal = error
-    assert "\n" not in str(refusal) and type(refusal) is not bitstream.BitstreamError, repr(refusal)
+    assert "\n" not in str(refusal) and type(refusal) is not container.BitstreamError, repr(refusal)
     return refusal
 
 
 def head_of(data):
     """Header and index with their CRC."""
-    layout = bitstream._parse(data)
+    layout = container._parse(data)
     return data[: layout.blocks[0].offset if layout.blocks else layout.end]
 
 
 def check_blind(data, good, goods, strict, lenient):
     """Only the original comes out whole; what is reported damaged is what was changed."""
-    if isinstance(strict, bitstream.Unpacked):
+    if isinstance(strict, container.Content):
         assert any(data == g.data and np.array_equal(strict.codes, g.codes) for g in goods), "damage went unnoticed"
-    if isinstance(lenient, bitstream.Unpacked):
+    if isinstance(lenient, container.Content):
         origin = next(g for g in [good, *goods] if data.startswith(head_of(g.data)))
-        layout = bitstream._parse(origin.data)
+        layout = container._parse(origin.data)
         changed = []
         for number, block in enumerate(layout.blocks):
             here = slice(block.offset, block.offset + block.size + 4)
@@ -265,7 +299,7 @@ def run(cases, seed, goods=None):
                 raise AssertionError(f"case {case} of seed {seed}, {mutation.__name__}: {error!r}") from error
             for errors, result in zip(("raise", "report"), results, strict=True):
                 name = type(result).__name__
-                if isinstance(result, bitstream.Unpacked):
+                if isinstance(result, container.Content):
                     name = "damage reported" if result.damaged else "decoded"
                 counts[mutation.__name__, errors, name] += 1
             counts["peak MB"] = max(counts["peak MB"], round(peak / 2**20, 1))

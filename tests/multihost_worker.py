@@ -35,7 +35,7 @@ def two_steps(devices, rows):
         batch = support.make_batch(LENGTHS, seed=seed)
         shards = {name: x[rows].reshape(local, -1, *x.shape[1:]) for name, x in batch.items()}
         state, logs = step(state, shards, jax.random.key(0))
-    outputs = {"logs": logs, "params": state.params, "codebooks": vars(state.codebooks)}
+    outputs = {"logs": logs, "params": state.params, "codebooks": vars(state.quantizer)}
     paths = jax.tree.leaves_with_path(outputs)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x.addressable_data(0)) for path, x in paths

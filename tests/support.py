@@ -8,7 +8,9 @@ import numpy as np
 import optax
 
 from configs import tiny
-from jaxcodec import codec, pretrained, rvq, training
+from jaxcodec import codec, training
+from jaxcodec.inference import pretrained
+from jaxcodec.quantizers import rvq
 
 
 def small_config(architecture="mdct", **overrides):
@@ -17,27 +19,23 @@ def small_config(architecture="mdct", **overrides):
     Overrides are written section__name=value.
     """
     config = tiny.get_config().lock()
-    values = dict(
-        model=dict(
+    values = {
+        "model.mdct": dict(
+            hop_length=16, latent_gain=1.0, encoder_depth=1, decoder_depth=1, kernel_size=3, identity=True
+        ),
+        "model.seanet": dict(strides=(2, 4)),
+        "model.rvq": dict(num_codebooks=4, codebook_size=16),
+        "model": dict(
             architecture=architecture,
             sample_rate=16000,
-            hop_length=16,
-            strides=(2, 4),
-            num_codebooks=4,
-            codebook_size=16,
             latent_dim=8,
-            latent_gain=1.0,
             width=8,
-            encoder_depth=1,
-            decoder_depth=1,
-            kernel_size=3,
             causal=False,
-            identity=True,
             output_scale=2.5,
             dtype="float32",
         ),
-        quantizer=dict(init="normal", decay=0.9, revive_below=0.1, revivals_per_step=8, dropout=0.5),
-        loss=dict(
+        "quantizer": dict(init="normal", decay=0.9, revive_below=0.1, revivals_per_step=8, dropout=0.5),
+        "loss": dict(
             relative=True,
             error_weighting="plain",
             mse_weight=1.0,
@@ -48,7 +46,7 @@ def small_config(architecture="mdct", **overrides):
             perceptual_bound=10.0,
             commitment_bound=10.0,
         ),
-        optimizer=dict(
+        "optimizer": dict(
             learning_rate=1e-3,
             schedule="constant",
             warmup_steps=0,
@@ -56,7 +54,7 @@ def small_config(architecture="mdct", **overrides):
             clip_norm=1.0,
             average_decay=0.0,
         ),
-    )
+    }
     flat = {f"{section}.{name}": value for section, names in values.items() for name, value in names.items()}
     flat |= {name.replace("__", "."): value for name, value in overrides.items()}
     config.update_from_flattened_dict(flat)
@@ -93,13 +91,13 @@ def make_batch(lengths=(256, 200, 131, 256, 1, 0, 90, 16), num_samples=256, seed
 def settle_codebooks(state, frames=64.0, seed=1):
     """The state with codebooks in mid-training: noise of the latents' size, uneven counts, every fifth entry dead."""
     rng = np.random.default_rng(seed)
-    books = state.codebooks
+    books = state.quantizer
     centroids = 0.1 * rng.standard_normal(books.centroids.shape) * 0.7 ** np.arange(len(books.counts))[:, None, None]
     counts = frames / books.counts.shape[1] * rng.uniform(0.5, 2.0, books.counts.shape)
     counts[:, ::5] = 1e-3
     sums = centroids * counts[..., None]
     arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, sums)]
-    return state.replace(codebooks=type(books)(*arrays))
+    return state.replace(quantizer=type(books)(*arrays))
 
 
 def trained_state(config):
@@ -110,26 +108,26 @@ def trained_state(config):
     louder = [x + (0.1 * rng.standard_normal(x.shape) if x.ndim else 0.0) for x in leaves]
     params = jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in louder])
     audio = speech_like(4, 320, seed=7)
-    encode = jax.jit(functools.partial(model.apply, method="encode"))
-    latents = encode(training.variables(params, state.codebooks), audio, np.full(4, 320))
+    analyze = jax.jit(functools.partial(model.apply, method="analyze"))
+    latents = analyze(model.collections(params, state.quantizer), audio, np.ones(audio.shape, bool))
     residual, centroids = np.asarray(latents).reshape(-1, config.model.latent_dim), []
-    for _ in range(config.model.num_codebooks):
-        centroids.append(rng.choice(residual, config.model.codebook_size, replace=False))
+    for _ in range(config.model.rvq.num_codebooks):
+        centroids.append(rng.choice(residual, config.model.rvq.codebook_size, replace=False))
         residual = residual - centroids[-1][np.asarray(rvq.nearest(residual, centroids[-1]))]
-    return state.replace(params=params, codebooks=state.codebooks.replace(centroids=jnp.stack(centroids)))
+    return state.replace(params=params, quantizer=state.quantizer.replace(centroids=jnp.stack(centroids)))
 
 
 def trained_codec(config):
     """What `jaxcodec.load` would return of `trained_state`."""
     state = trained_state(config)
-    return pretrained.make(state.params, state.codebooks.centroids, config)
+    return pretrained.make(state.params, state.quantizer, config)
 
 
 def untrained_codec(**overrides):
     """What `jaxcodec.load` would return of fresh weights with codebooks in mid-training; overrides as `small_config`."""
     config = small_config(**overrides)
     state = settle_codebooks(make_state(make_model(config)))
-    return pretrained.make(state.params, state.codebooks.centroids, config)
+    return pretrained.make(state.params, state.quantizer, config)
 
 
 def save(codec, tmp_path_factory):

@@ -104,10 +104,10 @@ def test_a_step_is_broken_if_its_loss_or_its_gradient_is_not_finite():
 
 
 def test_a_run_is_measured_as_it_went(monkeypatch):
-    config = support.small_config(data__crop_seconds=0.25, model__hop_length=160).unlock()
+    config = support.small_config(data__crop_seconds=0.25, model__mdct__hop_length=160).unlock()
     monkeypatch.setattr(ablate.telugu, "get_config", config.copy_and_resolve_references)
-    batches = ablate.driver.Run.validation_batches
-    monkeypatch.setattr(ablate.driver.Run, "validation_batches", lambda run: itertools.islice(batches(run), 1))
+    batches = ablate.training_run.Run.validation_batches
+    monkeypatch.setattr(ablate.training_run.Run, "validation_batches", lambda run: itertools.islice(batches(run), 1))
     monkeypatch.setitem(ablate.STEPS, "flagship", 10)
     args = argparse.Namespace(batch_size=8, reports=2)
     run = ablate.measure(ablate.Variant("flagship", "all on", {"loss.mse_weight": 2.0}), 1, args)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxcodec import alignment
+from jaxcodec.evaluation import alignment
 from tests import support
 
 

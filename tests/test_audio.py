@@ -206,7 +206,7 @@ def test_a_wav_too_large_for_32_bits_is_written_as_rf64_or_refused(tmp_path, mon
 
 
 def test_importing_the_data_ring_imports_no_heavy_package():
-    code = "import sys, jaxcodec.audio, jaxcodec.data, jaxcodec.datasets.openslr66; "
+    code = "import sys, jaxcodec.audio, jaxcodec.data, jaxcodec.data.openslr66; "
     code += "print({'tensorflow', 'librosa', 'soundfile'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

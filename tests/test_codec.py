@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import codec, rvq, training
+from jaxcodec import codec
 from jaxcodec.codec import Codec
+from jaxcodec.quantizers import rvq
 from tests import support
 
 MDCT_BLOCK = {
@@ -76,7 +77,7 @@ class Bench:
     def __init__(self, architecture, causal=False, dtype="float32"):
         self.model = support.make_model(support.small_config(architecture, model__causal=causal, model__dtype=dtype))
         self.state = trained_state(architecture)
-        self.variables = training.variables(self.state.params, self.state.codebooks)
+        self.variables = self.model.collections(self.state.params, self.state.quantizer)
         self._run = jax.jit(functools.partial(self.model.apply, self.variables))
         self._decode = jax.jit(self._decode_codes, static_argnums=2)
 
@@ -91,7 +92,7 @@ class Bench:
 
     def _decode_codes(self, codes, lengths, num_samples):
         z_q = self.model.apply(self.variables, codes, method=Codec.dequantize)
-        return self.model.apply(self.variables, z_q, lengths, num_samples, method=Codec.decode)
+        return self.model.apply(self.variables, z_q, lengths, num_samples, method=Codec.synthesize_clips)
 
     def clips(self):
         """Three clips of 20 hops: the one shape that most tests share, to compile once."""
@@ -122,7 +123,7 @@ def test_parameters_are_exactly_these(architecture):
     assert actual == expected
     assert state.params["decoder"]["output_scale"] == 2.5
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
-    books = {name: array.shape for name, array in vars(state.codebooks).items()}
+    books = {name: array.shape for name, array in vars(state.quantizer).items()}
     assert books == {"centroids": (4, 16, 8), "counts": (4, 16), "sums": (4, 16, 8)}
 
 
@@ -215,17 +216,17 @@ def test_the_gradient_passes_the_quantizer_as_if_it_were_the_identity(architectu
     codec_bench = bench(architecture)
     model, audio = codec_bench.model, codec_bench.clips()
     lengths, params = _full(audio), codec_bench.state.params
-    z_q = rvq.keep_codebooks(codec_bench.run(audio).quantized.stages, jnp.full(3, 4))
+    z_q = rvq.keep_codebooks(codec_bench.run(audio).quantized.trace.stages, jnp.full(3, 4))
 
     def apply(params, *args, method=None):
-        return model.apply(training.variables(params, codec_bench.state.codebooks), *args, method=method)
+        return model.apply(model.collections(params, codec_bench.state.quantizer), *args, method=method)
 
     @jax.jit
     def by_hand(params):
         def power(latents):
-            return jnp.mean(apply(params, latents, lengths, audio.shape[1], method=Codec.decode) ** 2)
+            return jnp.mean(apply(params, latents, lengths, audio.shape[1], method=Codec.synthesize_clips) ** 2)
 
-        _, encoder = jax.vjp(lambda p: apply(p, audio, lengths, method=Codec.encode), params)
+        _, encoder = jax.vjp(lambda p: apply(p, audio, np.ones(audio.shape, bool), method=Codec.analyze), params)
         return encoder(jax.grad(power)(z_q))[0]["encoder"]
 
     straight_through = jax.jit(jax.grad(lambda p: jnp.mean(apply(p, audio, lengths).audio ** 2)))(params)["encoder"]
@@ -239,7 +240,7 @@ def test_bfloat16_is_the_networks_affair_alone(architecture):
     half, exact = bench(architecture, False, "bfloat16"), bench(architecture)
     audio = half.clips()
     output, reference = half.run(audio), exact.run(audio)
-    floats = (output.audio, output.latents, output.quantized.stages, output.quantized.residuals)
+    floats = (output.audio, output.latents, output.quantized.trace.stages, output.quantized.trace.residuals)
     assert {x.dtype for x in floats} == {jnp.dtype("float32")}
     error = np.linalg.norm(output.latents - reference.latents) / np.linalg.norm(reference.latents)
     assert 1e-5 < error < 5e-2
@@ -250,31 +251,36 @@ def test_bfloat16_is_the_networks_affair_alone(architecture):
 @pytest.mark.parametrize(
     ("overrides", "frame_rate", "bits_per_second"),
     [
-        (dict(hop_length=320, num_codebooks=16, codebook_size=1024), 50.0, 8000.0),
-        (dict(hop_length=160, num_codebooks=8, codebook_size=1024), 100.0, 8000.0),
-        (dict(architecture="seanet", strides=(2, 4, 5, 8), num_codebooks=3, codebook_size=64), 50.0, 900.0),
-        (dict(hop_length=320, sample_rate=22050, num_codebooks=1, codebook_size=2), 68.90625, 68.90625),
+        (dict(mdct__hop_length=320, rvq__num_codebooks=16, rvq__codebook_size=1024), 50.0, 8000.0),
+        (dict(mdct__hop_length=160, rvq__num_codebooks=8, rvq__codebook_size=1024), 100.0, 8000.0),
+        (
+            dict(architecture="seanet", seanet__strides=(2, 4, 5, 8), rvq__num_codebooks=3, rvq__codebook_size=64),
+            50.0,
+            900.0,
+        ),
+        (dict(mdct__hop_length=320, sample_rate=22050, rvq__num_codebooks=1, rvq__codebook_size=2), 68.90625, 68.90625),
     ],
 )
 def test_rates_are_exact(overrides, frame_rate, bits_per_second):
-    config = support.small_config(**{f"model.{name}": value for name, value in overrides.items()})
+    config = support.small_config(**{f"model__{name}": value for name, value in overrides.items()})
     model = support.make_model(config)
     assert model.frame_rate == frame_rate
-    assert model.bits_per_second == bits_per_second
+    assert model.bits_per_second(model.quantizer.num_codebooks) == bits_per_second
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("architecture", "wavenet", 'model.architecture is "wavenet", expected "mdct" or "seanet".'),
+        ("quantizer", "fsq", 'model.quantizer is "fsq", expected "rvq".'),
         ("dtype", "float16", 'model.dtype is "float16", expected "float32" or "bfloat16".'),
-        ("num_codebooks", 0, "model.num_codebooks is 0, expected at least 1."),
-        ("codebook_size", 1, "model.codebook_size is 1, expected at least 2."),
+        ("rvq.num_codebooks", 0, "model.rvq.num_codebooks is 0, expected at least 1."),
+        ("rvq.codebook_size", 1, "model.rvq.codebook_size is 1, expected at least 2."),
         ("latent_dim", -3, "model.latent_dim is -3, expected at least 1."),
         ("width", 0, "model.width is 0, expected at least 1."),
-        ("hop_length", 0, "model.hop_length is 0, expected at least 1."),
-        ("kernel_size", 0, "model.kernel_size is 0, expected at least 1."),
-        ("encoder_depth", -1, "model.encoder_depth is -1, expected at least 0."),
+        ("mdct.hop_length", 0, "model.mdct.hop_length is 0, expected at least 1."),
+        ("mdct.kernel_size", 0, "model.mdct.kernel_size is 0, expected at least 1."),
+        ("mdct.encoder_depth", -1, "model.mdct.encoder_depth is -1, expected at least 0."),
         ("sample_rate", 0, "model.sample_rate is 0, expected at least 1."),
     ],
 )
@@ -286,7 +292,10 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(name, value, message):
 
 def test_strides_and_latents_that_cannot_work_are_refused_in_one_line():
     for overrides, message in (
-        (dict(architecture="seanet", model__strides=(2, 0)), r"model.strides is \(2, 0\), expected .* at least 1.$"),
+        (
+            dict(architecture="seanet", model__seanet__strides=(2, 0)),
+            r"model.seanet.strides is \(2, 0\), expected .* at least 1.$",
+        ),
         (dict(model__latent_dim=17), "model.latent_dim is 17, .* at most hop_length = 16 coefficients.*identity"),
     ):
         config = support.small_config(**overrides)

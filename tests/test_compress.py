@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import bitstream, compress, entropy, pretrained
+from jaxcodec import bitstream
+from jaxcodec.bitstream import entropy
+from jaxcodec.inference import files
 from tests import support
 
 
@@ -46,8 +48,8 @@ def test_truncated_files_are_the_first_codebooks(codec, codes):
 
 
 def test_another_models_file_is_refused(codec, codes):
-    other = codec.replace(centroids=codec.centroids + 1e-6)
-    with pytest.raises(compress.WrongModel, match=pretrained.fingerprint(codec).hex()) as error:
+    other = codec.replace(constants={"centroids": codec.constants["centroids"] + 1e-6})
+    with pytest.raises(files.WrongModel, match=codec.fingerprint.hex()) as error:
         jaxcodec.unpack(other, jaxcodec.pack(codec, codes, 10001))
     assert isinstance(error.value, bitstream.BitstreamError)
 

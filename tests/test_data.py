@@ -82,10 +82,11 @@ def test_rows_are_pieces_of_their_clips_with_zeros_after_them(source):
 
 def test_a_pass_takes_each_clip_in_proportion_to_its_length(source):
     assert data.crops_per_pass(source, CROP) == 1 + 1 + 1 + 1 + 2 + 4 + 1 + 2
-    plan = data._TrainPlan(source.lengths, CROP, 0, (0.0, 0.0), 13, slice(0, 13))
-    for step in range(3):
-        assert np.bincount(plan.step(step).clip).tolist() == [1, 1, 1, 1, 2, 4, 1, 2]
-    examples = plan.step(0)
+    order = data.batches._TrainOrder(source.lengths, CROP, 0, (0.0, 0.0))
+    passes = [order.take(np.arange(13 * number, 13 * (number + 1))) for number in range(3)]
+    for examples in passes:
+        assert np.bincount(examples.clip).tolist() == [1, 1, 1, 1, 2, 4, 1, 2]
+    examples = passes[0]
     starts = np.sort(examples.start[examples.clip == 5])
     assert (starts // (1301 / 4)).astype(int).tolist() == [
         0,
@@ -93,7 +94,7 @@ def test_a_pass_takes_each_clip_in_proportion_to_its_length(source):
         2,
         3,
     ]  # one in each quarter: all of it is heard
-    assert not np.array_equal(plan.step(0).clip, plan.step(1).clip)
+    assert not np.array_equal(passes[0].clip, passes[1].clip)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(source):
@@ -155,7 +156,7 @@ def test_closing_the_iterator_ends_its_threads(source):
 
 def test_the_backend_is_tensorflow_where_installed_or_what_is_asked_for(monkeypatch):
     assert data.resolve_backend("auto") == "tensorflow"
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(data.batches.importlib.util, "find_spec", lambda name: None)
     assert data.resolve_backend("auto") == "numpy"
     with pytest.raises(ValueError, match="needs the package tensorflow"):
         data.resolve_backend("tensorflow")
@@ -212,9 +213,9 @@ def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
             return (self[index] for index in range(len(self)))
 
     records = Records({"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in Clips([3, 5]).clips)
-    file = data.epath.Path(tmp_path / "lengths-train.npy")
+    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
     for _ in range(2):
-        assert data.PreparedSpeech(records, file).lengths.tolist() == [3, 5]
+        assert data.batches.PreparedSpeech(records, file).lengths.tolist() == [3, 5]
     assert Records.reads == 2 and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
@@ -229,21 +230,22 @@ def test_a_small_split_is_read_once_and_a_large_one_every_time(tmp_path, memory_
 
     Record.count = 0
     record = Record(audio=np.arange(4, dtype=np.int16), length=4, id=b"x", speaker=b"y")
-    source = data.PreparedSpeech([record], data.epath.Path(tmp_path / "lengths.npy"), memory_bytes=memory_bytes)
+    lengths = data.batches.epath.Path(tmp_path / "lengths.npy")
+    source = data.batches.PreparedSpeech([record], lengths, memory_bytes=memory_bytes)
     assert [source[0]["speaker"] for _ in range(3)] == ["y"] * 3
     assert Record.count == reads
 
 
 def test_remote_shards_are_copied_once_to_a_local_folder(tmp_path, monkeypatch):
-    remote, cache = data.epath.Path(tmp_path / "bucket"), tmp_path / "cache"
+    remote, cache = data.batches.epath.Path(tmp_path / "bucket"), tmp_path / "cache"
     remote.mkdir()
     for name in ("dataset_info.json", "speech-train.array_record-00000-of-00001"):
         (remote / name).write_text(name)
-    assert data._local_copy(remote, str(cache)) == remote
-    monkeypatch.setattr(data, "_is_remote", lambda path: True)
-    copy = data._local_copy(remote, str(cache))
+    assert data.batches._local_copy(remote, str(cache)) == remote
+    monkeypatch.setattr(data.batches, "_is_remote", lambda path: True)
+    copy = data.batches._local_copy(remote, str(cache))
     assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in remote.iterdir())
     (remote / "speech-train.array_record-00000-of-00001").unlink()
-    assert data._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
+    assert data.batches._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
     (remote / "dataset_info.json").write_text("prepared anew")
-    assert data._local_copy(remote, str(cache)) != copy
+    assert data.batches._local_copy(remote, str(cache)) != copy

@@ -21,10 +21,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxcodec import audio, data
-from jaxcodec.datasets import openslr66, recordings
-from jaxcodec.datasets.recordings import Clip, PrepareOptions
+from jaxcodec.data import openslr66, recordings
+from jaxcodec.data.recordings import PrepareOptions, StagedClip
 
-SAMPLE = pathlib.Path(recordings.__file__).parent / "sample"
+SAMPLE = pathlib.Path(data.__file__).parents[1] / "datasets" / "sample"
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_given_train_folder_without_validation_lends_it_some(config, tmp_path)
 
 
 def clip(name, speaker="", group=None, split=None):
-    return Clip(name, speaker, group or name, split, 0, 1)
+    return StagedClip(name, speaker, group or name, split, 0, 1)
 
 
 def test_pieces_and_copies_of_one_recording_share_a_split():
@@ -261,7 +261,7 @@ def test_a_preparation_killed_half_way_leaves_nothing_that_counts(config, tmp_pa
 import os, signal
 from ml_collections import ConfigDict
 from jaxcodec import data
-from jaxcodec.datasets import recordings
+from jaxcodec.data import recordings
 read = recordings.Staging.read
 def read_one(self, clip):
     return os.kill(os.getpid(), signal.SIGKILL) if clip.offset else read(self, clip)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import export, pretrained
+from jaxcodec import export
+from jaxcodec.export import artifacts
 from tests import support
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -92,8 +93,8 @@ def test_stablehlo_rounds_short_clips_as_the_package_does(tmp_path):
     codec, rng = tiny_codec(), np.random.default_rng(0)
     audio = clips(codec)[4]
     frame = np.asarray(jaxcodec.latents(codec, audio))[5]
-    ties = frame + 1e-7 * rng.standard_normal(codec.centroids.shape, np.float32)  # the last bits decide
-    codec = codec.replace(centroids=jnp.asarray(ties))
+    ties = frame + 1e-7 * rng.standard_normal(codec.constants["centroids"].shape, np.float32)  # the last bits decide
+    codec = codec.replace(constants={"centroids": jnp.asarray(ties)})
     export.export_stablehlo(codec, tmp_path, platforms=("cpu",))
     codes = call(tmp_path, "encode", padded(codec, audio, 10), np.array([len(audio)], np.int32))
     np.testing.assert_array_equal(codes[0], jaxcodec.encode(codec, audio))
@@ -145,7 +146,7 @@ def test_stablehlo_is_lowered_for_every_platform_asked_for(tmp_path):
 def test_the_description_says_what_the_codes_mean(stablehlo):
     codec, directory = stablehlo
     description = json.loads((directory / "codec.json").read_text())
-    assert description.pop("fingerprint") == pretrained.fingerprint(codec).hex()
+    assert description.pop("fingerprint") == codec.fingerprint.hex()
     rule = description.pop("num_frames")
     assert description == {
         "sample_rate": 16000,
@@ -195,7 +196,7 @@ def test_onnx_models_carry_their_description_and_how_well_they_agreed(tmp_path):
     assert agreement["equal_codes"] > 0.99 and 0 < agreement["audio_error"] < 1e-5
     for path in paths[:2]:
         properties = {p.key: p.value for p in onnx.load_from_string(path.read_bytes()).metadata_props}
-        assert properties["fingerprint"] == pretrained.fingerprint(codec).hex()
+        assert properties["fingerprint"] == codec.fingerprint.hex()
         assert properties["num_frames"] == description["num_frames"]
 
 
@@ -203,7 +204,8 @@ def test_onnx_models_carry_their_description_and_how_well_they_agreed(tmp_path):
 def test_onnx_export_refuses_a_model_that_does_not_agree(tmp_path, monkeypatch):
     codec = tiny_codec()
     other = codec.replace(params=jax.tree.map(lambda x: 1.01 * x, codec.params))
-    monkeypatch.setattr(export, "_synthesize", functools.partial(lambda f, _, *xs: f(other, *xs), export._synthesize))
+    synthesize = functools.partial(lambda f, _, *xs: f(other, *xs), artifacts._synthesize)
+    monkeypatch.setattr(artifacts, "_synthesize", synthesize)
     with pytest.raises(ValueError, match=r"results are not those of this package: \{.*audio_error"):
         export.export_onnx(codec, tmp_path)
     assert not list(tmp_path.glob("*.onnx"))
@@ -213,7 +215,7 @@ def test_onnx_export_refuses_a_model_that_does_not_agree(tmp_path, monkeypatch):
 def test_onnx_graphs_index_and_divide_as_jax_does():
     import onnxruntime
 
-    from jaxcodec import onnx_graph
+    from jaxcodec.export import onnx_graph
 
     def function(x, y):
         reached = jax.lax.slice(x, (0, 1), (4, 6), (2, 3)).T
@@ -230,7 +232,7 @@ def test_onnx_graphs_index_and_divide_as_jax_does():
 
 @needs_onnx
 def test_onnx_export_names_a_primitive_that_it_does_not_know():
-    from jaxcodec import onnx_graph
+    from jaxcodec.export import onnx_graph
 
     arguments = {"x": jax.ShapeDtypeStruct(jax.export.symbolic_shape("t"), jnp.float32)}
     with pytest.raises(ValueError, match='does not know the primitive "cumsum"'):

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import codec, losses, rvq, training
+from jaxcodec import codec, training
+from jaxcodec.nn import losses
+from jaxcodec.quantizers import interface, rvq
 from tests import support
 
 
@@ -27,8 +29,9 @@ def initial_state():
 def decoded(reference, audio, lengths):
     """What the loss sees of a codec that decoded `reference` to `audio`."""
     frames = jnp.zeros((1, len(reference), 2, 8))
-    quantized = rvq.Quantized(jnp.zeros((len(reference), 1, 2), jnp.int32), frames, frames)
-    return codec.CodecOutput(audio, reference, frames[0], quantized, jnp.ones((len(reference), 2), bool))
+    trace = rvq.Trace(jnp.zeros((len(reference), 1, 2), jnp.int32), frames, frames)
+    quantized = interface.Quantized(frames[0], trace.codes, trace)
+    return codec.CodecOutput(audio, reference, frames[0], quantized, {}, jnp.ones((len(reference), 2), bool))
 
 
 def loss_and_gradient(config, reference, audio):
@@ -55,7 +58,7 @@ def test_fix_1_the_spectral_loss_is_exact_whatever_the_compute_dtype(enabled):
 def test_fix_2_codebooks_start_as_normal_noise_times_a_hundredth(enabled):
     _, model = with_fix("small_vq_init", enabled)
     variables = model.quantizer.init(jax.random.key(0), jnp.zeros((1, 2, 8)))
-    centroids = variables["codebooks"]["averages"].centroids
+    centroids = variables["codebooks"]["state"].centroids
     np.testing.assert_allclose(np.std(centroids), 0.01 if enabled else 1.0, rtol=0.1)
 
 
@@ -93,7 +96,7 @@ def test_fix_4_codebooks_move_towards_the_residual_that_entered_them(enabled):
 def test_fix_5_the_encoder_sees_audio_between_minus_one_and_one(enabled):
     _, model = with_fix("input_clipping", enabled)
     state, audio = initial_state(), 20 * support.speech_like(1, 64)
-    apply = jax.jit(functools.partial(model.apply, training.variables(state.params, state.codebooks)))
+    apply = jax.jit(functools.partial(model.apply, model.collections(state.params, state.quantizer)))
     lengths = jnp.array([64])
     loud, clipped = apply(audio, lengths), apply(np.clip(audio, -1, 1), lengths)
     assert np.array_equal(loud.latents, clipped.latents) == enabled
@@ -105,8 +108,8 @@ def test_fix_6_the_output_is_unbounded(enabled):
     _, model = with_fix("no_tanh", enabled)
     state = initial_state()
     latents, lengths = 30 * np.ones((1, 4, 8), np.float32), jnp.array([48])
-    variables = training.variables(state.params, state.codebooks)
-    decode = jax.jit(functools.partial(model.apply, method=codec.Codec.decode), static_argnums=3)
+    variables = model.collections(state.params, state.quantizer)
+    decode = jax.jit(functools.partial(model.apply, method=codec.Codec.synthesize_clips), static_argnums=3)
     loudest = np.abs(decode(variables, latents, lengths, 48)).max()
     assert (loudest > 2.5) == enabled  # tanh holds it within the output scale
 
@@ -123,7 +126,7 @@ def test_fix_7_the_output_scale_is_a_trained_leaf(enabled):
     def error(output_scale):
         params = initial_state().params
         params = params | {"decoder": params["decoder"] | {"output_scale": output_scale}}
-        output = model.apply(training.variables(params, initial_state().codebooks), audio, lengths).audio
+        output = model.apply(model.collections(params, initial_state().quantizer), audio, lengths).audio
         return jnp.sum((output - audio) ** 2), output
 
     assert initial_state().params["decoder"]["output_scale"] == 2.5

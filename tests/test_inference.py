@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import inference, windows
+from jaxcodec import inference
+from jaxcodec.inference import functions, windows
 from tests import support
 
 Q, K, D = 4, 16, 8
@@ -22,7 +23,7 @@ def trained(architecture="mdct", causal=True):
     return support.trained_codec(support.small_config(architecture, model__causal=causal))
 
 
-@pytest.fixture(params=[True, False], ids=["causal", "centred"])
+@pytest.fixture(params=[True, False], ids=["causal", "centered"])
 def codec(architecture, request):
     """Both architectures, causal and not."""
     return trained(architecture, request.param)
@@ -43,10 +44,12 @@ def padded(values, fill=0.5):
 def whole(codec, clip):
     """Codes (Q, T) and audio (S,) of one clip by one pass of the module, no windows."""
     module, lengths = codec.module, np.array([len(clip)])
-    z = module.apply(codec.variables, clip[None], lengths, method="encode")
+    z = module.apply(codec.variables, clip[None], np.ones((1, len(clip)), bool), method="analyze")
     codes = module.apply(codec.variables, z, method="quantize").codes
     z_q = module.apply(codec.variables, codes, method="dequantize")
-    return np.asarray(codes[0]), np.asarray(module.apply(codec.variables, z_q, lengths, len(clip), method="decode")[0])
+    return np.asarray(codes[0]), np.asarray(
+        module.apply(codec.variables, z_q, lengths, len(clip), method="synthesize_clips")[0]
+    )
 
 
 def test_a_clip_has_the_shapes_it_should(codec):
@@ -119,9 +122,9 @@ def test_too_little_context_would_be_seen(codec, monkeypatch):
     monkeypatch.setattr(windows, "WINDOW_FRAMES", 64)
     clip = clips((5000,))[0]
     expected, _ = whole(codec, clip)
-    operation = inference.latents_operation(codec)
-    starved = operation._replace(step=inference.encode_window, context=(0, 0))
-    (codes,) = windows.run_clips(starved, codec, [clip])
+    operation = functions.latents_operation(codec)
+    starved = operation._replace(step=functions.encode_window, context=(0, 0))
+    (codes,) = windows.run_clips(starved, (codec, codec.num_codebooks), [clip])
     assert (expected != codes.T).any()
 
 
@@ -193,17 +196,19 @@ def test_the_gradient_passes_the_quantizer_to_audio_and_weights():
         return jnp.mean((jaxcodec.reconstruct(codec, audio) - batch) ** 2)
 
     def by_hand(codec, audio):
-        lengths = np.full(2, 700)
-        z = codec.module.apply(codec.variables, audio, lengths, method="encode")
-        z_q = codec.module.apply(codec.variables, z, method="quantize").stages.sum(0)
+        lengths, mask = np.full(2, 700), np.ones((2, 700), bool)
+        z = codec.module.apply(codec.variables, audio, mask, method="analyze")
+        z_q = codec.module.apply(codec.variables, z, method="quantize").trace.stages.sum(0)
         z_q = z + jax.lax.stop_gradient(z_q - z)
-        return jnp.mean((codec.module.apply(codec.variables, z_q, lengths, 700, method="decode") - batch) ** 2)
+        return jnp.mean(
+            (codec.module.apply(codec.variables, z_q, lengths, 700, method="synthesize_clips") - batch) ** 2
+        )
 
     actual = jax.jit(jax.grad(loss, (0, 1)))(codec, batch)
     expected = jax.jit(jax.grad(by_hand, (0, 1)))(codec, batch)
     support.assert_trees_close(actual, expected, rtol=1e-3, atol=1e-6)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(actual[0].params))
-    assert np.any(actual[1]) and not np.any(actual[0].centroids)
+    assert np.any(actual[1]) and not np.any(actual[0].constants["centroids"])
 
 
 def test_a_jitted_function_compiles_once_for_codecs_of_one_recipe():

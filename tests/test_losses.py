@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec import losses, spectral
+from jaxcodec.nn import losses, spectral
 from tests import support
 
 WEIGHTINGS = losses.ERROR_WEIGHTINGS

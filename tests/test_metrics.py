@@ -8,7 +8,7 @@ import librosa
 import numpy as np
 import pytest
 
-from jaxcodec import metrics
+from jaxcodec.nn import metrics
 from tests import support
 
 
@@ -72,7 +72,7 @@ def test_range_and_rms_ratios_are_the_hand_worked_values():
     np.testing.assert_allclose(metrics.rms_ratio(reference, decoded, jnp.array([4])), [rms], rtol=1e-6)
 
 
-def test_the_optimal_gain_undoes_a_gain_and_minimises_the_error():
+def test_the_optimal_gain_undoes_a_gain_and_minimizes_the_error():
     reference, decoded = jnp.array([[3.0, -1.0, 2.0]]), jnp.array([[1.0, 0.0, 1.0]])  # (3 + 2) / 2
     np.testing.assert_allclose(metrics.optimal_gain(reference, decoded, jnp.array([3])), [2.5], rtol=1e-6)
     np.testing.assert_allclose(metrics.optimal_gain(reference, 0.25 * reference, jnp.array([3])), [4.0], rtol=1e-6)

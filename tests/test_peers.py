@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from jaxcodec import alignment, evaluate
+from jaxcodec import evaluation
+from jaxcodec.evaluation import alignment, measures
 
 HERE, MISSING = peers.available()
 
@@ -29,8 +30,8 @@ def test_the_rate_is_that_of_the_file_and_the_clip_comes_back(name):
         assert 0 < coded.file_bytes - coded.payload_bytes < 900  # of container for 2 s
     assert high.file_bytes > low.file_bytes
     (decoded,), lag = alignment.align([clip], [high.decoded])
-    assert abs(lag) < 120 and evaluate.delay(clip, decoded, 16000) == 0
-    assert evaluate.score(clip, decoded, 16000, ["snr"])["snr"] > 4
+    assert abs(lag) < 120 and measures.delay(clip, decoded, 16000) == 0
+    assert evaluation.score(clip, decoded, 16000, ["snr"])["snr"] > 4
     assert np.sum(clip * decoded) / np.sum(decoded**2) == pytest.approx(1.0, abs=0.1)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcodec import pictures
+from jaxcodec.training import pictures
 
 PANEL = pictures._TITLE + pictures._HEIGHT + 4  # pixels from one panel of a comparison to the next
 
@@ -32,7 +32,7 @@ def test_the_error_panel_shows_the_difference_alone():
     assert np.ptp(inside(halved, 2)) > 300
 
 
-def test_a_level_has_the_same_colour_in_every_picture():
+def test_a_level_has_the_same_color_in_every_picture():
     quiet, loud = (pictures.comparison(tone(2000, level), tone(2000, level), 16000) for level in (0.01, 0.1))
     assert inside(quiet, 0).max() < inside(loud, 0).max()
 

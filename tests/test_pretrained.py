@@ -1,5 +1,6 @@
 """Codecs on disk: what is written is what is read, whatever the kind of file, and damage has a name."""
 
+import json
 import re
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 from etils import epath
 
 import jaxcodec
-from jaxcodec import checkpoint, pretrained
+from jaxcodec import recipe
+from jaxcodec.inference import pretrained
+from jaxcodec.training import checkpoint
 from tests import support
 
 
@@ -23,7 +26,7 @@ def test_a_safetensors_file_holds_the_whole_codec(codec, tmp_path):
     loaded = jaxcodec.load(tmp_path / "codec.safetensors")
     support.assert_trees_close(loaded, codec, rtol=0)
     assert loaded.module == codec.module and loaded.config == codec.config
-    assert pretrained.fingerprint(loaded) == pretrained.fingerprint(codec) == pretrained.fingerprint(written)
+    assert loaded.fingerprint == codec.fingerprint == written.fingerprint
 
 
 def test_half_precision_is_half_the_size_and_its_own_model(codec, tmp_path):
@@ -34,17 +37,17 @@ def test_half_precision_is_half_the_size_and_its_own_model(codec, tmp_path):
     loaded = jaxcodec.load(str(tmp_path / "half.safetensors"))
     support.assert_trees_close(loaded, written, rtol=0)
     support.assert_trees_close(loaded, codec, rtol=1e-3, atol=1e-6)
-    assert pretrained.fingerprint(loaded) != pretrained.fingerprint(codec)
+    assert loaded.fingerprint != codec.fingerprint
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("float32")}
 
 
 def test_the_fingerprint_names_weights_codebooks_and_recipe(codec):
     other = [
         codec.replace(params=jax.tree.map(lambda x: x + 1e-6, codec.params)),
-        codec.replace(centroids=codec.centroids + 1e-6),
+        codec.replace(constants={"centroids": codec.constants["centroids"] + 1e-6}),
         support.trained_codec(support.small_config(model__causal=False)),
     ]
-    fingerprints = {pretrained.fingerprint(c) for c in (codec, *other)}
+    fingerprints = {c.fingerprint for c in (codec, *other)}
     assert len(fingerprints) == 4 and {len(f) for f in fingerprints} == {8}
 
 
@@ -58,7 +61,7 @@ def test_the_checkpoints_of_a_run_load_from_either_directory(tmp_path):
     support.assert_trees_close(best.params, state.params, rtol=0)
     latest = jaxcodec.load(tmp_path / "checkpoints", best=False)
     support.assert_trees_close(latest.params, jax.tree.map(lambda x: 2 * x, state.params), rtol=0)
-    np.testing.assert_array_equal(best.centroids, state.codebooks.centroids)
+    np.testing.assert_array_equal(best.constants["centroids"], state.quantizer.centroids)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_other_safetensors_files_and_cut_ones_are_refused(codec, tmp_path):
 
     path = tmp_path / "other.safetensors"
     path.write_bytes(safetensors.numpy.save({"weight": np.zeros(3)}))
-    with pytest.raises(ValueError, match='holds no codec of this version: its format is "None", not "jaxcodec 1"'):
+    with pytest.raises(ValueError, match='holds no codec of this version: its format is "None", not "jaxcodec 2"'):
         jaxcodec.load(path)
     path.write_bytes(pretrained.to_bytes(codec)[:-5])
     with pytest.raises(ValueError, match="is not a safetensors file that can be read"):
@@ -94,12 +97,57 @@ def test_the_same_codec_is_the_same_file(codec):
     assert len({pretrained.to_bytes(codec) for _ in range(4)}) == 1
 
 
+def flat_model(config):
+    """The section `model` as versions before 0.2 wrote it."""
+    model = config.to_dict()["model"]
+    nested = [value for value in model.values() if isinstance(value, dict)]
+    flat = {name: value for name, value in model.items() if not isinstance(value, dict) and name != "quantizer"}
+    return flat | {name: value for section in nested for name, value in section.items()}
+
+
+def test_a_flat_recipe_of_an_older_version_is_the_same_codec(codec, tmp_path):
+    assert recipe.upgraded(flat_model(codec.config)) == codec.config.to_dict()["model"]
+    assert recipe.flat(codec.config.to_dict()["model"]) == flat_model(codec.config)
+    data = pretrained.to_bytes(codec)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    inner = json.loads(header["__metadata__"]["jaxcodec"])
+    inner |= {"format": "jaxcodec 1", "config": inner["config"] | {"model": flat_model(codec.config)}}
+    header["__metadata__"]["jaxcodec"] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    (tmp_path / "old.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    assert jaxcodec.load(tmp_path / "old.safetensors").fingerprint == codec.fingerprint
+
+
+def test_the_bundled_model_keeps_its_name():
+    assert jaxcodec.load().fingerprint.hex() == "f4117495613b76c3"  # files made with it say so
+
+
+def test_a_snapshot_of_an_older_version_resumes_and_loads(config, model, state, tmp_path):
+    with checkpoint.Checkpoints(str(tmp_path), config) as checkpoints:
+        checkpoints.save(state, 1.0)
+    (saved,) = [p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name == "config" and "mdct" in p.read_text()]
+    text = json.loads(saved.read_text())
+    assert "rvq" in text["model"]
+    saved.write_text(json.dumps(text | {"model": json.loads(json.dumps(flat_model(config)))}))
+    with checkpoint.Checkpoints(str(tmp_path), config) as checkpoints:
+        support.assert_trees_close(checkpoints.restore(state).params, state.params, rtol=0)
+    _, quantizer, loaded = checkpoint.load_model(str(tmp_path))
+    assert loaded.model.rvq.num_codebooks == config.model.rvq.num_codebooks
+    np.testing.assert_array_equal(quantizer.counts, state.quantizer.counts)
+    other = support.small_config(model__rvq__num_codebooks=3)
+    refused = pytest.raises(ValueError, match=r"has model.rvq.num_codebooks = 4, this config says 3")
+    with checkpoint.Checkpoints(str(tmp_path), other) as checkpoints, refused:
+        checkpoints.restore(state)
+
+
 def test_weights_that_are_not_those_of_the_recipe_are_refused(codec, tmp_path):
     encoder = {name: value for name, value in codec.params.items() if name == "encoder"}
     (tmp_path / "half.safetensors").write_bytes(pretrained.to_bytes(codec.replace(params=encoder)))
     with pytest.raises(ValueError, match=r"params/decoder/network/.* has shape None, its recipe has \("):
         jaxcodec.load(tmp_path / "half.safetensors")
-    (tmp_path / "fewer.safetensors").write_bytes(pretrained.to_bytes(codec.replace(centroids=codec.centroids[:2])))
+    fewer = codec.replace(constants={"centroids": codec.constants["centroids"][:2]})
+    (tmp_path / "fewer.safetensors").write_bytes(pretrained.to_bytes(fewer))
     with pytest.raises(ValueError, match=r"codebooks/centroids has shape \(2, 16, 8\), its recipe has \(4, 16, 8\)"):
         jaxcodec.load(tmp_path / "fewer.safetensors")
 
@@ -120,6 +168,7 @@ def test_a_save_that_fails_leaves_what_was_there(codec, tmp_path, monkeypatch):
 def test_what_cannot_be_stored_is_refused(codec, tmp_path):
     with pytest.raises(ValueError, match='dtype is "int8", expected "float32" or "float16"'):
         jaxcodec.save(codec, tmp_path / "x", dtype="int8")
+    far = codec.replace(constants={"centroids": codec.constants["centroids"] + 1e6})
     with pytest.raises(ValueError, match="codebooks/centroids has values that float16 cannot hold"):
-        jaxcodec.save(codec.replace(centroids=codec.centroids + 1e6), tmp_path / "x", dtype="float16")
+        jaxcodec.save(far, tmp_path / "x", dtype="float16")
     assert not (tmp_path / "x").exists()

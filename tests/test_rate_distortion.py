@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, rate_distortion, rate_distortion_plot
-from jaxcodec import audio, evaluate, pretrained
+from jaxcodec import audio, evaluation
+from jaxcodec.evaluation import measures
 from tests import support
 
 
@@ -32,8 +33,9 @@ def test_the_command_writes_points_rows_and_the_bound_of_the_same_clips(
 ):
     pytest.importorskip("matplotlib")
     model = support.save(codec, tmp_path_factory)
-    quick = {key: evaluate.MEASURES[key] for key in ("snr", "segmental_snr")}
-    monkeypatch.setattr(evaluate, "MEASURES", quick)
+    quick = {key: evaluation.MEASURES[key] for key in ("snr", "segmental_snr")}
+    for owner in (measures, evaluation):
+        monkeypatch.setattr(owner, "MEASURES", quick)
     monkeypatch.setattr(rate_distortion, "SHOWN", tuple(quick))
     monkeypatch.setattr(rate_distortion_plot, "PANELS", rate_distortion_plot.PANELS[:2] * 2)
     peer = peers.Peer("Echo 2", (1, 2), echo, lambda: "2", "")
@@ -47,7 +49,7 @@ def test_the_command_writes_points_rows_and_the_bound_of_the_same_clips(
     assert printed.err.splitlines() == ["lc3 is left out: install liblc3-tools (Debian package)"]
     results = json.loads((out / "rate_distortion.json").read_text())
     assert results["missing"] == {"lc3": "install liblc3-tools (Debian package)"}
-    assert results["model"] == pretrained.fingerprint(codec).hex() and results["model"] in printed.out
+    assert results["model"] == codec.fingerprint.hex() and results["model"] in printed.out
     assert results["clips"] == [dict(clip=name, seconds=0.25) for name in ("a/one.wav", "b/two.wav")]
     labels = [(point["system"], point["setting"]) for point in results["points"]]
     ours = ["1 codebook", "2 codebooks", "3 codebooks", "4 codebooks"]

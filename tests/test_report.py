@@ -9,9 +9,10 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from tensorboardX import SummaryWriter
 
-from jaxcodec import alignment, audio, cli, evaluate, opus, report, webpage
+from jaxcodec import audio, cli, evaluation
+from jaxcodec.evaluation import alignment, opus
+from jaxcodec.report import content, webpage
 from tests import support
 
 HOSTILE = "<img src=x onerror=alert(1)>/\"&'</script><b>తెలుగు\u2028"
@@ -21,8 +22,8 @@ HOSTILE = "<img src=x onerror=alert(1)>/\"&'</script><b>తెలుగు\u2028
 def quick():
     """Only the quick measures, which mean something for noise too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "SHOWN", ("snr", "segmental_snr"))
-        patch.setattr(report, "MEASURED", ("snr", "segmental_snr"))
+        patch.setattr(content, "SHOWN", ("snr", "segmental_snr"))
+        patch.setattr(content, "MEASURED", ("snr", "segmental_snr"))
         yield
 
 
@@ -30,13 +31,13 @@ def quick():
 def clips():
     """Two clips of different lengths, one of an awful name."""
     first, second = support.speech_like(2, 8000)
-    return [report.Clip("voice/first.wav", first), report.Clip(HOSTILE, second[:6000])]
+    return [content.Clip("voice/first.wav", first), content.Clip(HOSTILE, second[:6000])]
 
 
 @pytest.fixture(scope="module")
 def rendered(codec, clips):
     """The clips through the tiny codec and Opus."""
-    return report.render(codec, clips, [1, 4])
+    return content.render(codec, clips, [1, 4])
 
 
 def compose(codec, clips, rendered, **more):
@@ -99,28 +100,44 @@ def test_every_version_of_every_clip_is_carried_sample_for_sample(page, clips, r
 
 def test_names_cannot_become_markup(codec, clips, rendered):
     titled = compose(
-        codec, clips, rendered, title="</title><script>x", notice="<b>&", command="$title '<i>'", sources="<u>"
+        codec,
+        clips,
+        rendered,
+        title="</title><script>x",
+        notice="<b>&",
+        command="{{ page.title }} '<i>'",
+        sources="<u>",
     )
     tags = [tag for tag, _ in Elements(titled).found]
     assert not {"img", "b", "i", "u"} & set(tags)
     assert tags.count("script") == 2 + len(clips)
-    assert "&lt;/title&gt;&lt;script&gt;x" in titled and "$title &#x27;&lt;i&gt;" in titled
+    assert "&lt;/title&gt;&lt;script&gt;x" in titled and "{{ page.title }} &#39;&lt;i&gt;" in titled
     assert json.loads(Elements(titled).data["facts"])["clips"][1] == HOSTILE
+
+
+def test_the_picker_has_the_clips_in_their_order_by_speaker(codec):
+    clips = [content.Clip(name, np.zeros(1600, np.float32)) for name in ("a/1.wav", "a/2.wav", "b.wav", "a/3.wav")]
+    page = compose(codec, clips, content.render(codec, clips, [1]))
+    buttons = [
+        attributes["title"] for tag, attributes in Elements(page).found if tag == "button" and "title" in attributes
+    ]
+    assert buttons == [clip.name for clip in clips]
+    assert re.findall("<legend>(.*?)</legend>", page) == ["a", "Clips", "a"]
 
 
 def test_figures_are_those_of_the_bytes_and_of_score(page, clips, rendered):
     version = rendered.versions[2]
-    expected = evaluate.score(clips[0].audio, version.audio[0], 16000, ["snr"])["snr"]
     assert version.label == "jaxcodec \N{MULTIPLICATION SIGN} 4"
-    row = next(part for part in page.split("<tr>") if version.label in part)
-    rate = 8e-3 * version.num_bytes[0] / 0.5
-    assert [float(cell) for cell in re.findall(r"<td>([-\d.]+)", row)[:2]] == pytest.approx([rate, expected], abs=0.05)
+    rows = [part for part in page.split("<tr>") if version.label in part]
+    for clip, decoded, num_bytes, row in zip(clips, version.audio, version.num_bytes, rows[:2], strict=True):
+        expected = evaluation.score(clip.audio, decoded, 16000, ["snr"])["snr"]
+        rate = 8e-3 * num_bytes / (len(clip.audio) / 16000)
+        cells = re.findall(r"<td>([-\d.]+)", row)[:2]
+        assert [float(cell) for cell in cells] == pytest.approx([rate, expected], abs=0.05)
 
 
 def test_the_page_says_what_it_is_made_of(page, codec):
-    from jaxcodec import pretrained
-
-    for fact in (pretrained.fingerprint(codec).hex(), "the model", "jaxcodec report out", "here: 2", "libopus", "UTC"):
+    for fact in (codec.fingerprint.hex(), "the model", "jaxcodec report out", "here: 2", "libopus", "UTC"):
         assert fact in page
     assert 'id="training"' not in page
 
@@ -135,37 +152,37 @@ def test_opus_is_decoded_in_place_at_the_rate_its_file_has():
         assert 8e-3 * result.payload_bytes == pytest.approx(kbps, rel=0.5)
     aligned, lag = alignment.align([clip], [coded[1].decoded])
     assert abs(lag) <= 1
-    assert evaluate.score(clip, aligned[0], 16000, ["snr"])["snr"] > 10
+    assert evaluation.score(clip, aligned[0], 16000, ["snr"])["snr"] > 10
 
 
 def test_opus_out_of_range_is_refused_and_its_lack_is_named(codec, clips, monkeypatch):
     with pytest.raises(ValueError, match="expected 6 to 256"):
         opus.round_trip(clips[0].audio, 16000, 5)
     monkeypatch.setattr(soundfile, "available_subtypes", lambda _: {})
-    without = report.render(codec, clips, [1])
+    without = content.render(codec, clips, [1])
     assert [version.system for version in without.versions] == ["original", "jaxcodec"]
     assert "Opus: this libsndfile" in compose(codec, clips, without)
 
 
 def test_a_measure_without_its_package_is_named(codec, clips, monkeypatch):
-    monkeypatch.setattr(report, "MEASURED", ("snr", "visqol"))
-    here = {key: measure for key, measure in evaluate.MEASURES.items() if key != "visqol"}
-    monkeypatch.setattr(evaluate, "installed", lambda: here)
-    page = compose(codec, clips, report.render(codec, clips, [1]))
+    monkeypatch.setattr(content, "MEASURED", ("snr", "visqol"))
+    here = {key: measure for key, measure in evaluation.MEASURES.items() if key != "visqol"}
+    monkeypatch.setattr(evaluation, "installed", lambda: here)
+    page = compose(codec, clips, content.render(codec, clips, [1]))
     assert "ViSQOL: not installed" in page
 
 
 def test_clips_are_spread_over_the_speakers_and_keep_their_order():
     names = [f"{speaker}/{i:02}" for speaker, count in (("a", 20), ("b", 2), ("c", 9)) for i in range(count)]
-    chosen = report.spread(names, 12)
+    chosen = content.spread(names, 12)
     assert [sum(name.startswith(speaker) for name in chosen) for speaker in "abc"] == [5, 2, 5]
-    assert chosen == sorted(chosen) and report.spread(["one"]) == ["one"]
+    assert chosen == sorted(chosen) and content.spread(["one"]) == ["one"]
 
 
 def test_the_bundled_clips_are_a_dozen_of_every_speaker_with_their_notice():
-    clips, notice = report.bundled_clips()
+    clips, notice = content.bundled_clips()
     assert len(clips) == 12
-    assert {report.speaker(clip.name) for clip in clips} == {"festvox-ru", "piper-joe", "espeak-te-f5"}
+    assert {content.speaker(clip.name) for clip in clips} == {"festvox-ru", "piper-joe", "espeak-te-f5"}
     assert "Copyright: 2005 Nickolay V. Shmyrev" in notice
 
 
@@ -187,7 +204,7 @@ def results(**changes):
 def test_results_give_the_table_and_the_plots_with_their_bound(codec, clips, rendered, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results(missing={"LC3": "install liblc3-tools"})))
-    page = compose(codec, clips, rendered, results=report.read_results(path))
+    page = compose(codec, clips, rendered, results=content.read_results(path))
     for shown in (
         "AMR&lt;WB&gt;, 12",
         "10.00 to 12.00",
@@ -201,39 +218,13 @@ def test_results_give_the_table_and_the_plots_with_their_bound(codec, clips, ren
     assert page.count('<svg class="chart"') == 2
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"points": [{"system": "x"}]}', "[]", None])
-def test_a_file_that_holds_no_results_is_refused_in_one_line(content, tmp_path):
+@pytest.mark.parametrize("text", ["", "{}", '{"points": [{"system": "x"}]}', "[]", None])
+def test_a_file_that_holds_no_results_is_refused_in_one_line(text, tmp_path):
     path = tmp_path / "results.json"
-    if content is not None:
-        path.write_text(content)
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(ValueError, match=r"results\.json"):
-        report.read_results(path)
-
-
-def write_run(folder):
-    writer = SummaryWriter(str(folder / "tensorboard"))
-    for step in (100, 200, 300):
-        for tag in (
-            "validation/snr_1",
-            "validation/snr_8",
-            "validation/snr_unquantized",
-            "train/output_scale",
-            "train/loss",
-        ):
-            writer.add_scalar(tag, step / 100, step)
-        for book in range(1, 9):
-            writer.add_scalar(f"codebooks/usage_{book}", 0.9, step)
-    writer.close()
-    return folder
-
-
-def test_a_runs_curves_are_drawn(codec, clips, rendered, tmp_path):
-    scalars = report.read_run(write_run(tmp_path))
-    page = compose(codec, clips, rendered, scalars=scalars, run="a<b")
-    section = page[page.index('id="training"') :]
-    assert section.count('<svg class="chart"') == 4
-    for label in (">1 of 8<", ">8 of 8<", ">unquantized<", ">output_scale<", ">codebook 8<", "a&lt;b, 300 steps"):
-        assert label in section
+        content.read_results(path)
 
 
 def test_the_command_writes_one_page_and_replaces_it_only_when_forced(
@@ -255,7 +246,6 @@ def test_the_command_writes_one_page_and_replaces_it_only_when_forced(
         "--results",
         "results.json",
     ]
-    command += ["--run", str(write_run(tmp_path))]
     assert cli.main(command) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
     page = (tmp_path / "out/index.html").read_text()
@@ -267,12 +257,27 @@ def test_the_command_writes_one_page_and_replaces_it_only_when_forced(
     assert cli.main([*command, "--force"]) == 0
 
 
+def test_a_run_is_accepted_and_its_curves_are_left_to_tensorboard(
+    codec, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    model = support.save(codec, tmp_path_factory)
+    monkeypatch.chdir(tmp_path)
+    audio.save("speech.wav", support.speech_like(1, 8000)[0])
+    command = ["report", "out", "--clips", "speech.wav", "--model", model, "--codebooks", "1"]
+    assert cli.main([*command, "--run", "runs/a"]) == 0
+    assert "tensorboard --logdir runs/a/tensorboard\n" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0
+    assert "tensorboard" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    assert "--run" not in capsys.readouterr().out
+
+
 def test_what_a_user_can_mend_is_said_in_one_line(codec, tmp_path, tmp_path_factory, monkeypatch, capsys):
     model = support.save(codec, tmp_path_factory)
     monkeypatch.chdir(tmp_path)
     for arguments in (
         ["--results", "none.json"],
-        ["--run", "nowhere"],
         ["--codebooks", "5"],
         ["--clips", "nowhere.wav"],
     ):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcodec import report, webpage
+from jaxcodec.report import content, webpage
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -66,9 +66,9 @@ def tone(hertz, level):
 def address(codec, tmp_path_factory):
     """A page of two clips, the second with an awful name, in four versions."""
     sounds = [tone(hertz, level) for hertz, level in zip(TONES.values(), LEVELS, strict=True)]
-    clips = [report.Clip(name, sounds[0]) for name in ("voice/first.wav", HOSTILE)]
+    clips = [content.Clip(name, sounds[0]) for name in ("voice/first.wav", HOSTILE)]
     named = zip(("original", "jaxcodec", "jaxcodec", "Opus"), ("", "1", "4", "6"), sounds, strict=True)
-    versions = [report.Version(system, setting, [sound] * 2, [2000] * 2) for system, setting, sound in named]
+    versions = [content.Version(system, setting, [sound] * 2, [2000] * 2) for system, setting, sound in named]
     rows = [
         dict(system=version.system, setting=version.setting, clip=clip.name, seconds=SECONDS, bytes=2000)
         | dict(signal_energy=2.0, error_energy=1.0, snr=3.0 + index, estoi=0.8)
@@ -77,7 +77,7 @@ def address(codec, tmp_path_factory):
     ]
     page = webpage.Page("Listen", "a model", "jaxcodec report out", "tones")
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(webpage.compose(page, codec, clips, report.Rendered(versions, rows, [], [])))
+    path.write_text(webpage.compose(page, codec, clips, content.Rendered(versions, rows, [], [])))
     return path.as_uri()
 
 

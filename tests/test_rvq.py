@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec import rvq
+from jaxcodec.quantizers import rvq
 
 Q, K, D, B, T = 3, 8, 4, 2, 25
 quantize_all = jax.jit(rvq.quantize)

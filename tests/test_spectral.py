@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec import spectral
+from jaxcodec.nn import spectral
 from tests import support
 
 LENGTHS = [(4, n) for n in range(1, 18)] + [(320, n) for n in (1, 2, 319, 320, 321, 640, 1601)]
@@ -30,7 +30,7 @@ def test_imdct_inverts_mdct_at_every_length(hop_length, num_samples):
 
 
 @pytest.mark.parametrize("hop_length", [1, 4, 320])
-def test_mdct_blocks_are_orthonormal_and_neighbours_are_orthogonal(hop_length):
+def test_mdct_blocks_are_orthonormal_and_neighbors_are_orthogonal(hop_length):
     basis = spectral.mdct_basis(hop_length)
     assert basis.shape == (2 * hop_length, hop_length) and basis.dtype == np.float32
     np.testing.assert_allclose(basis.T @ basis, np.eye(hop_length), atol=1e-5)

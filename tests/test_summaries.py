@@ -5,7 +5,7 @@ import pytest
 from absl import flags  # noqa: F401, ml_collections needs it first
 
 from configs import tiny
-from jaxcodec import summaries
+from jaxcodec.training import summaries
 
 
 def make_sums(**changes):
@@ -23,7 +23,7 @@ SHARES = {"mse": 0.8, "perceptual": 0.15, "commitment": 0.05}
 
 
 def test_means_are_over_clips_and_usage_over_codes():
-    summary = summaries.summarize(make_sums(), num_codebooks=2)
+    summary = summaries.summarize_pass(make_sums(), best_rate=2)
     assert (summary["snr_1"], summary["snr"], summary["range_ratio"]) == (3.0, 5.0, 0.9)
     np.testing.assert_allclose(summary["usage"], [0.5, 1.0])
     np.testing.assert_allclose(summary["perplexity"][0], 2.0, rtol=1e-6)
@@ -31,7 +31,8 @@ def test_means_are_over_clips_and_usage_over_codes():
 
 
 def test_the_report_shows_what_the_run_is_judged_by():
-    report = summaries.format_report(3, 100, 800, 3725.0, summaries.summarize(make_sums(), 2), TRAIN, SHARES)
+    summary = summaries.summarize_pass(make_sums(), 2)
+    report = summaries.format_report(3, 100, 800, 3725.0, summary, TRAIN, SHARES, "codebooks")
     for shown in (
         "epoch 3 of 100",
         "1:02:05",
@@ -46,6 +47,13 @@ def test_the_report_shows_what_the_run_is_judged_by():
     ):
         assert shown in report
     assert "negative" not in report
+
+
+def test_rates_stand_in_their_order():
+    sums = {name: value for name, value in make_sums().items() if name != "snr_2"} | {"snr_16": 24.0, "snr_8": 20.0}
+    summary = summaries.summarize_pass(dict(sorted(sums.items())), 16)
+    line = summaries.format_report(0, 1, 1, 1.0, summary, TRAIN, SHARES, "codebooks").splitlines()[1]
+    assert line.split() == ["codebooks", "1", "8", "16", "unquantized"]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +71,16 @@ def test_the_report_shows_what_the_run_is_judged_by():
 )
 def test_a_negative_snr_is_diagnosed_by_its_cause_alone(changes, scale, finding):
     usage = {"usage": np.array([[5, 5, 0, 0], [4, 3, 2, 1]])}
-    negative = summaries.summarize(make_sums(snr_2=-2.0, **(usage | changes)), 2)
+    negative = summaries.summarize_pass(make_sums(snr_2=-2.0, **(usage | changes)), 2)
     findings = summaries.diagnose(negative, scale)
     assert len(findings) == 1
     assert finding in findings[0]
-    report = summaries.format_report(0, 1, 1, 1.0, negative, TRAIN | {"output_scale": scale}, SHARES)
+    report = summaries.format_report(0, 1, 1, 1.0, negative, TRAIN | {"output_scale": scale}, SHARES, "codebooks")
     assert finding in report
 
 
 def test_a_positive_snr_is_no_patient():
-    assert summaries.diagnose(summaries.summarize(make_sums(range_ratio=0.1), 2), None) == []
+    assert summaries.diagnose(summaries.summarize_pass(make_sums(range_ratio=0.1), 2), None) == []
 
 
 def test_weights_and_biases_asked_for_but_missing_is_said_in_one_line(tmp_path, monkeypatch):
@@ -98,7 +106,7 @@ def test_every_epoch_shows_pictures_and_sounds_and_the_reference_sounds_once(tmp
     writer = summaries.SummaryWriter(str(tmp_path), tiny.get_config())
     clip = np.linspace(-0.1, 0.1, 800, dtype=np.float32)
     for step in (200, 400):
-        writer.epoch(step, summaries.summarize(make_sums(), 2), TRAIN, SHARES)
+        writer.epoch(step, summaries.summarize_pass(make_sums(), 2), TRAIN, SHARES)
         writer.pair(step, "example_0", clip, 0.9 * clip, 16000)
     told = writer._events.told
     for once in (("add_audio", "example_0/reference"), ("add_text", "config")):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxcodec import audio, inference, pretrained, tokens
+from jaxcodec import audio, inference
+from jaxcodec.inference import files, pretrained, tokens
 from tests import support
 
 LENGTHS = (900, 16000, 333, 5000, 2500, 40)
@@ -49,10 +50,10 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize("blocks", [6, 1, 0])
 def test_files_have_the_codes_they_have_alone_whether_batched_or_in_blocks(codec, corpus, monkeypatch, blocks):
-    monkeypatch.setattr(tokens, "_BATCH_BLOCKS", blocks)
-    monkeypatch.setattr(tokens, "_BLOCK_SECONDS", 0.3)
+    monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", blocks)
+    monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.3)
     paths = [corpus / name for name in NAMES]
-    encoded = list(tokens.encode_files(codec, enumerate(paths), 3))
+    encoded = list(files.encode_files(codec, enumerate(paths), 3))
     assert [item.key for item in encoded] == list(range(len(NAMES)))
     for item, path in zip(encoded, paths, strict=True):
         clip = audio.load(path)
@@ -62,7 +63,7 @@ def test_files_have_the_codes_they_have_alone_whether_batched_or_in_blocks(codec
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(codec, corpus):
-    encoded = {item.key: item for item in tokens.encode_files(codec, [(p, corpus / p) for p in ("0.wav", "3.flac")])}
+    encoded = {item.key: item for item in files.encode_files(codec, [(p, corpus / p) for p in ("0.wav", "3.flac")])}
     assert encoded["0.wav"].error is None and encoded["0.wav"].codes.shape[0] == codec.num_codebooks
     assert isinstance(encoded["3.flac"].error, audio.NotAudio)
 
@@ -91,7 +92,7 @@ def test_load_shard_gives_one_recording_after_the_other(codec, model, corpus, tm
 def test_the_manifest_says_how_the_shards_were_made_and_what_failed(codec, model, corpus, tmp_path):
     summaries = write(model, corpus, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["model"] == pretrained.fingerprint(codec).hex()
+    assert manifest["model"] == codec.fingerprint.hex()
     assert (manifest["num_codebooks"], manifest["codebook_size"], manifest["recordings"]) == (4, 16, 7)
     assert manifest["complete"] and sum(shard["clips"] for shard in manifest["shards"].values()) == 6
     assert list(manifest["failed"]) == ["3.flac"] and "not audio" in manifest["failed"]["3.flac"]
@@ -156,7 +157,7 @@ def test_other_settings_for_the_same_output_are_refused(codec, model, corpus, tm
     write(model, corpus, tmp_path / "out")
     if change == "model":
         model = tmp_path / "other.safetensors"
-        pretrained.save(codec.replace(centroids=codec.centroids + 1), model)
+        pretrained.save(codec.replace(constants={"centroids": codec.constants["centroids"] + 1}), model)
     elif change == "more recordings":
         audio.save(corpus / "new.wav", np.zeros(100, np.float32))
     elif change == "renamed":

@@ -14,7 +14,8 @@ from absl import flags
 
 import train as driver
 from configs import tiny
-from jaxcodec import audio, checkpoint, codec, data, training
+from jaxcodec import audio, codec, data
+from jaxcodec.training import checkpoint, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +63,7 @@ def trained(recordings, tmp_path_factory):
     save = checkpoint.Checkpoints.save
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", lambda self, state, snr: save(self, state, next(snrs)))
-        return config, driver.train(config)
+        return config, run.train(config)
 
 
 def command(*arguments):
@@ -82,7 +83,7 @@ def test_a_run_leaves_a_model_that_loads_with_its_output_scale_and_config(traine
     params, codebooks, saved = checkpoint.load_model(f"{config.checkpoint_dir}/tiny/checkpoints")
     assert params["decoder"]["output_scale"].shape == ()
     model = config.model
-    assert codebooks.centroids.shape == (model.num_codebooks, model.codebook_size, model.latent_dim)
+    assert codebooks.centroids.shape == (model.rvq.num_codebooks, model.rvq.codebook_size, model.latent_dim)
     assert json.loads(config.to_json_best_effort()) == json.loads(saved.to_json_best_effort())
     assert np.isfinite(summary["snr"])
 
@@ -103,15 +104,15 @@ def test_another_architecture_in_the_same_directory_is_refused_in_one_line(train
     config = trained[0].copy_and_resolve_references()
     config.model.width += 16
     with pytest.raises(ValueError, match=r"model.width = 32, this config says 48: give another --experiment_name"):
-        driver.train(config)
+        run.train(config)
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(config, monkeypatch):
     config.experiment_name = "whole"
-    driver.train(config)
+    run.train(config)
 
     config.experiment_name = "halves"
-    train_epoch = driver.Run.train_epoch
+    train_epoch = run.Run.train_epoch
 
     def stop_in_second_epoch(self, state, batches, epoch, step):
         if epoch == 1:
@@ -119,10 +120,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(
         return train_epoch(self, state, batches, epoch, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Run, "train_epoch", stop_in_second_epoch)
+        patch.setattr(run.Run, "train_epoch", stop_in_second_epoch)
         with pytest.raises(KeyboardInterrupt):
-            driver.train(config)
-    driver.train(config)
+            run.train(config)
+    run.train(config)
 
     directories = (f"{config.checkpoint_dir}/{name}/checkpoints" for name in ("whole", "halves"))
     whole, halves = (checkpoint.load_model(directory, best=False)[:2] for directory in directories)
@@ -134,14 +135,14 @@ def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):
 
     def quantization_error(init):
         config.quantizer.init = init
-        run = driver.Run(config, codec.from_config(config.model, config.fixes), *splits)
-        state = run.init_codebooks(run.init_state())
-        batches = run.train_batches(0, num_devices=1)
+        one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
+        state = one.start_quantizer(one.init_state())
+        batches = one.train_batches(0, num_devices=1)
         batch = {name: value[0] for name, value in next(batches).items()}
         batches.close()
-        apply = jax.jit(run.model.apply)
-        output = apply(training.variables(state.params, state.codebooks), batch["audio"], batch["length"])
-        return float(np.sum((output.latents - output.quantized.stages.sum(0)) ** 2))
+        apply = jax.jit(one.model.apply)
+        output = apply(one.model.collections(state.params, state.quantizer), batch["audio"], batch["length"])
+        return float(np.sum((output.latents - output.quantized.trace.stages.sum(0)) ** 2))
 
     assert quantization_error("kmeans") < 0.1 * quantization_error("normal")
 
@@ -150,7 +151,7 @@ def test_a_diverging_run_ends_naming_the_step(config):
     config.optimizer.learning_rate, config.optimizer.clip_norm = 1e30, 1e30
     config.optimizer.warmup_steps, config.steps_per_epoch = 0, 6
     with pytest.raises(ValueError, match=r"loss of step \d is not finite .*lower optimizer.learning_rate"):
-        driver.train(config)
+        run.train(config)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_the_snapshots_of_a_run_do_in_the_readmes_example(trained, recordings, t
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)
-    assert names["codes"].shape == (trained[0].model.num_codebooks, 101)
+    assert names["codes"].shape == (trained[0].model.rvq.num_codebooks, 101)
     assert audio.load("decoded.wav").shape == names["speech"].shape
     training_page = pathlib.Path(driver.__file__).parent.joinpath("docs/training.md").read_text()
     (block,) = re.findall(r"<!-- ci: load -->\n```python\n(.*?)```", training_page, re.DOTALL)

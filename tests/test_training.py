@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcodec import codec, metrics, rvq, training
+from jaxcodec import codec, training
+from jaxcodec.nn import metrics
+from jaxcodec.quantizers import interface, rvq
 from tests import support
 
 LENGTHS = (256, 200, 131, 256, 1, 0, 90, 16, 0, 0, 250, 33, 256, 17, 64, 128)  # filler among them, a device of its own
@@ -38,7 +40,7 @@ class Bench:
 
     def eval_step(self, state, batch, axis_name=None):
         return training.eval_step(
-            state.params, state.codebooks, batch, model=self.model, config=self.config, axis_name=axis_name
+            state.params, state.quantizer, batch, model=self.model, config=self.config, axis_name=axis_name
         )
 
 
@@ -78,8 +80,8 @@ def test_one_step_on_eight_devices_is_one_step_on_one():
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), new_state.params, b.state.params)
     assert min(jax.tree.leaves(moved)) > 1e-6  # a wrong gradient scale would show
     frames = np.sum(b.model.num_frames(batch["length"]))
-    uniform = (0.9 * b.state.codebooks.counts.sum(-1, keepdims=True) + 0.1 * frames) / 16
-    assert np.sum(np.isclose(new_state.codebooks.counts, uniform, rtol=1e-6)) > 4  # entries were revived
+    uniform = (0.9 * b.state.quantizer.counts.sum(-1, keepdims=True) + 0.1 * frames) / 16
+    assert np.sum(np.isclose(new_state.quantizer.counts, uniform, rtol=1e-6)) > 4  # entries were revived
 
 
 def test_one_evaluation_on_eight_devices_is_one_on_one():
@@ -99,18 +101,20 @@ def test_gradient_shares_on_eight_devices_are_those_on_one():
 
     def norms(state, batch, axis_name=None):
         options = dict(model=b.model, config=b.config, axis_name=axis_name)
-        return training.latent_gradient_norms(state.params, state.codebooks, batch, **options)
+        return training.latent_gradient_norms(state.params, state.quantizer, batch, **options)
 
     one = jax.jit(norms)(b.state, batch)
     many = on_eight_devices(norms, replicated=(None, 0))(b.state, shards(batch))
-    assert set(one) == set(training.TERMS) and min(one.values()) > 0
+    assert (
+        set(one) == set(training.term_names(b.model)) == {"mse", "perceptual", "commitment"} and min(one.values()) > 0
+    )
     support.assert_trees_close(many, one, rtol=1e-4)
 
 
 def test_latent_moments_are_those_of_the_frames_that_exist():
     b, batch = bench(), support.make_batch(LENGTHS)
     sums = b.evaluate(b.state, batch)
-    variables = training.variables(b.state.params, b.state.codebooks)
+    variables = b.model.collections(b.state.params, b.state.quantizer)
     output = jax.jit(b.model.apply)(variables, batch["audio"], batch["length"])
     latents = np.asarray(output.latents)[np.asarray(output.frame_mask)]
     mean = sums["latent_sum"] / sums["frames"]
@@ -134,8 +138,8 @@ def test_padding_changes_nothing_of_the_update():
     tight, loose = (b.step(to_numpy(b.state), x, RNG) for x in (batch, longer))
     support.assert_trees_close(loose, tight, rtol=1e-4, atol=1e-6)
     heard = {"audio": longer["audio"], "length": np.minimum(batch["length"] + 64, 320) * (batch["length"] > 0)}
-    counted = b.step(to_numpy(b.state), heard, RNG)[0].codebooks.counts
-    assert np.abs(counted - loose[0].codebooks.counts).max() > 0.1  # the same samples taken for signal
+    counted = b.step(to_numpy(b.state), heard, RNG)[0].quantizer.counts
+    assert np.abs(counted - loose[0].quantizer.counts).max() > 0.1  # the same samples taken for signal
 
 
 def test_a_donated_numpy_copy_leaves_the_original_and_repeats_to_the_bit():
@@ -151,8 +155,8 @@ def test_randomness_depends_on_the_step_alone():
     first, _ = b.step(to_numpy(b.state), batch, RNG)
     again, _ = b.step(to_numpy(b.state), batch, RNG)
     later, _ = b.step(to_numpy(b.state.replace(step=np.int32(1))), batch, RNG)
-    np.testing.assert_array_equal(first.codebooks.centroids, again.codebooks.centroids)
-    assert np.any(first.codebooks.centroids != later.codebooks.centroids)  # other frames revive
+    np.testing.assert_array_equal(first.quantizer.centroids, again.quantizer.centroids)
+    assert np.any(first.quantizer.centroids != later.quantizer.centroids)  # other frames revive
     assert (int(first.step), int(later.step)) == (1, 2)
 
 
@@ -202,7 +206,7 @@ def test_a_short_overfit_raises_the_snr_with_one_compilation_and_no_dead_paramet
 
 
 def _snr(evaluate, state, batch):
-    sums = evaluate(state.params, state.codebooks, batch)
+    sums = evaluate(state.params, state.quantizer, batch)
     return float(sums["snr_4"] / sums["clips"])
 
 
@@ -272,8 +276,11 @@ def test_a_clip_of_silence_takes_nothing_from_the_others():
 
         def loss(decoded):
             frames = jnp.zeros((4, 4, 16, 8))
-            quantized = rvq.Quantized(jnp.zeros((4, 4, 16), jnp.int32), frames, frames)
-            output = codec.CodecOutput(decoded, jnp.asarray(reference), frames[0], quantized, jnp.ones((4, 16), bool))
+            trace = rvq.Trace(jnp.zeros((4, 4, 16), jnp.int32), frames, frames)
+            quantized = interface.Quantized(frames[0], trace.codes, trace)
+            output = codec.CodecOutput(
+                decoded, jnp.asarray(reference), frames[0], quantized, {}, jnp.ones((4, 16), bool)
+            )
             return training.total_loss(output, jnp.full(4, 256), config)[0]
 
         return jax.grad(loss)(reference + noise)[1:]
@@ -290,12 +297,14 @@ def test_an_unknown_schedule_is_refused_by_name():
 
 def test_quantizer_dropout_draws_every_count_and_can_be_switched_off():
     keys = jax.random.split(RNG, 4000)
-    assert np.all(training.draw_codebooks(keys, 0.0, 4) == 4)
-    counts = np.bincount(training.draw_codebooks(keys, 0.5, 4), minlength=5) / 4000
+    quantizer = bench().model.quantizer
+    never, half = (support.small_config(quantizer__dropout=dropout) for dropout in (0.0, 0.5))
+    assert np.all(quantizer.draw_rates(keys, never) == 4)
+    counts = np.bincount(quantizer.draw_rates(keys, half), minlength=5) / 4000
     np.testing.assert_allclose(counts, [0, 0.125, 0.125, 0.125, 0.625], atol=0.03)
 
 
 def test_evaluation_counts_codebooks_by_doubling():
-    assert training.codebook_counts(1) == (1,)
-    assert training.codebook_counts(6) == (1, 2, 4, 6)
-    assert training.codebook_counts(16) == (1, 2, 4, 8, 16)
+    assert rvq.doublings(1) == (1,)
+    assert rvq.doublings(6) == (1, 2, 4, 6)
+    assert rvq.doublings(16) == (1, 2, 4, 8, 16)

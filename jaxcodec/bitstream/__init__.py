@@ -1,0 +1,23 @@
+"""Codes to bytes and back: the `.jxc` container and entropy coding. Nothing here imports JAX."""
+
+from jaxcodec.bitstream.container import (
+    BLOCK_FRAMES as BLOCK_FRAMES,
+    MAGIC as MAGIC,
+    MAX_CODES_PER_BYTE as MAX_CODES_PER_BYTE,
+    VERSIONS as VERSIONS,
+    BitstreamError as BitstreamError,
+    Content as Content,
+    DamagedBlock as DamagedBlock,
+    DamagedHeader as DamagedHeader,
+    Header as Header,
+    MissingEntropyModel as MissingEntropyModel,
+    NotABitstream as NotABitstream,
+    TrailingData as TrailingData,
+    TruncatedBitstream as TruncatedBitstream,
+    UnsupportedVersion as UnsupportedVersion,
+    WrongEntropyModel as WrongEntropyModel,
+    pack as pack,
+    read_header as read_header,
+    truncate as truncate,
+    unpack as unpack,
+)

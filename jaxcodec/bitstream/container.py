@@ -1,0 +1,500 @@
+"""The `.jxc` file: codes to bytes and back, with damage confined to blocks of frames.
+
+docs/format.md is the specification, byte by byte. In short: a header of varints, an index with the size of every block,
+a CRC over both; then blocks of `block_frames` frames, each with its own CRC and coded without the others, so a range of
+frames can be read alone and a damaged block leaves the rest intact. A block is stored at ceil(log2 K) bits a code or,
+where that is smaller, entropy coded.
+
+Codes are (Q, T): Q codes a frame, T frames, K values from a least one on. Version 1 is for codebooks, values in [0, K);
+version 2 names the kind of quantizer and takes signed codes and sparse ones. Nothing here knows what a code sounds like.
+"""
+
+import dataclasses
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcodec.bitstream import entropy
+
+MAGIC = b"\x89JXC"
+FIXED_WIDTH = 0  # the coding of a file without a probability model; with one it is the number of the model's kind
+DIGEST_BYTES = 4
+BLOCK_FRAMES = 500
+CODEBOOKS = "rvq"  # the kind that version 1 knows
+MAX_KIND_BYTES = 16
+# Frames beyond ceil(num_samples / hop_length): one for a transform whose first frame is centered on sample 0; a few more
+# leave room for architectures with look-ahead.
+MAX_EXTRA_FRAMES = 16
+_LIMITS = {
+    "sample_rate": (1, 2**32 - 1),
+    "hop_length": (1, 2**32 - 1),
+    "num_samples": (0, 2**48),
+    "extra_frames": (0, MAX_EXTRA_FRAMES),
+    "num_codebooks": (1, 256),
+    "codebook_size": (2, entropy.MAX_CODEBOOK_SIZE),
+    "block_frames": (1, 2**16 - 1),
+}
+
+
+class _Version(NamedTuple):
+    """What one version of the format may say."""
+
+    limits: dict[str, tuple[int, int]]  # the header's numbers in the order of the file
+    codings: tuple[int, ...]
+    # An encoder pads a coded block to one byte for so many codes: no file can ask for more memory than its length earns.
+    max_codes_per_byte: int
+
+
+VERSIONS = {
+    1: _Version(_LIMITS, (FIXED_WIDTH, entropy.EntropyModel.coding), 64),
+    2: _Version(_LIMITS | {"num_codebooks": (1, 4096), "least_code": (-(2**15), 0)}, tuple(range(256)), 1024),
+}
+MAX_CODES_PER_BYTE = VERSIONS[1].max_codes_per_byte
+
+
+class BitstreamError(ValueError):
+    """Bytes that cannot be read as a `.jxc` file. The message is one line."""
+
+
+class NotABitstream(BitstreamError):
+    """The first bytes are not those of a `.jxc` file."""
+
+
+class UnsupportedVersion(BitstreamError):
+    """A version or a coding that this reader does not know."""
+
+
+class TruncatedBitstream(BitstreamError):
+    """The data ends before the header or the blocks it announces do."""
+
+
+class TrailingData(BitstreamError):
+    """Bytes after the last block."""
+
+
+class DamagedHeader(BitstreamError):
+    """The header or the index fails its CRC, or holds a value that cannot be."""
+
+
+class DamagedBlock(BitstreamError):
+    """A block that fails its CRC or cannot be decoded: number `block`, frames `start_frame` to `stop_frame` - 1."""
+
+    def __init__(self, block: int, start_frame: int, stop_frame: int, problem: str):
+        super().__init__(
+            f"block {block} (frames {start_frame} to {stop_frame - 1}) is damaged: {problem}; "
+            'errors="report" reads the other blocks'
+        )
+        self.block, self.start_frame, self.stop_frame = block, start_frame, stop_frame
+
+
+class MissingEntropyModel(BitstreamError):
+    """The file is entropy coded and no model was given."""
+
+
+class WrongEntropyModel(BitstreamError):
+    """The file was coded with another entropy model than the one given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says about itself."""
+
+    version: int
+    fingerprint: bytes  # 8 bytes that identify the model whose codes these are
+    entropy_digest: bytes | None  # first 4 bytes of the entropy model's digest; None: fixed width throughout
+    sample_rate: int  # Hz
+    hop_length: int  # samples a frame
+    num_samples: int  # exact length of the clip
+    num_codebooks: int  # codes a frame
+    codebook_size: int  # values of a code
+    num_frames: int
+    block_frames: int  # frames a block, the last one may have fewer
+    coding: int = FIXED_WIDTH  # or the kind of probability model
+    kind: str = CODEBOOKS  # of quantizer
+    least_code: int = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """ceil(num_frames / block_frames)."""
+        return -(-self.num_frames // self.block_frames)
+
+    @property
+    def extra_frames(self) -> int:
+        """Frames beyond ceil(num_samples / hop_length)."""
+        return self.num_frames - -(-self.num_samples // max(self.hop_length, 1))
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.num_samples / self.sample_rate
+
+    @property
+    def code_bits(self) -> int:
+        """Width of a stored code, ceil(log2 codebook_size)."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def dtype(self) -> type:
+        """Of codes."""
+        return np.int32 if self.least_code else np.uint16
+
+    @property
+    def bits_per_second(self) -> float | None:
+        """Nominal rate, frame_rate * num_codebooks * log2(codebook_size); None where entropy coding alone decides."""
+        if self.kind != CODEBOOKS:
+            return None
+        return self.sample_rate / self.hop_length * self.num_codebooks * float(np.log2(self.codebook_size))
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First frame of a block and the frame after its last."""
+        return block * self.block_frames, min((block + 1) * self.block_frames, self.num_frames)
+
+
+class Content(NamedTuple):
+    """Codes of the frames asked for, and which of them are zeros because their block is damaged."""
+
+    header: Header
+    codes: np.ndarray  # (Q, stop_frame - start_frame) of the header's dtype
+    damaged: list[tuple[int, int]]  # (first frame, frame after the last), counted from the start of the file
+
+
+class _Block(NamedTuple):
+    offset: int
+    size: int
+    coded: bool
+
+
+class _Layout(NamedTuple):
+    header: Header
+    blocks: list[_Block]
+    header_crc: int
+    end: int  # bytes of the whole file
+
+
+def pack(
+    codes: np.ndarray,
+    *,
+    codebook_size: int,
+    sample_rate: int,
+    hop_length: int,
+    num_samples: int,
+    fingerprint: bytes,
+    kind: str = CODEBOOKS,
+    least_code: int = 0,
+    entropy_model: entropy.ProbabilityModel | None = None,
+    block_frames: int = BLOCK_FRAMES,
+) -> bytes:
+    """Codes (Q, T) of a clip of `num_samples` samples as the bytes of a `.jxc` file.
+
+    Codes of the kind "rvq" from 0 on make a file of version 1, others one of version 2.
+    With an entropy model each block takes the smaller of both codings, and the file is never larger than without one.
+    Raises `ValueError` for codes outside [least_code, least_code + codebook_size), a field outside its range, T not within
+    16 frames of ceil(num_samples / hop_length), or an entropy model for other codes.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be integers of shape (Q, T), got {codes.dtype} of shape {codes.shape}.")
+    stop = least_code + codebook_size
+    if codes.size and not (codes.min() >= least_code and codes.max() < stop):
+        raise ValueError(f"codes must lie in [{least_code}, {stop}), got {codes.min()} to {codes.max()}.")
+    if not (0 < len(kind) <= MAX_KIND_BYTES and kind.isascii() and kind.isprintable()):
+        raise ValueError(f"the kind is {kind!r}, expected 1 to {MAX_KIND_BYTES} printable ASCII characters.")
+    if len(fingerprint) != 8:
+        raise ValueError(f"the fingerprint must have 8 bytes, got {len(fingerprint)}.")
+    num_codebooks, num_frames = codes.shape
+    header = Header(
+        version=1 if (kind, least_code) == (CODEBOOKS, 0) else 2,
+        fingerprint=bytes(fingerprint),
+        entropy_digest=None,
+        sample_rate=int(sample_rate),
+        hop_length=int(hop_length),
+        num_samples=int(num_samples),
+        num_codebooks=num_codebooks,
+        codebook_size=int(codebook_size),
+        num_frames=num_frames,
+        block_frames=int(block_frames),
+        kind=kind,
+        least_code=int(least_code),
+    )
+    problem = _problem(header.version, _fields(header))
+    if problem:
+        raise ValueError(f"cannot write {problem}.")
+    return _write(header, codes, entropy_model)
+
+
+def _write(header: Header, codes: np.ndarray, entropy_model: entropy.ProbabilityModel | None) -> bytes:
+    """The smaller of both codings for each block, and for the file."""
+    ranges = [header.block_range(block) for block in range(header.num_blocks)]
+    stored = [(_store(codes[:, start:stop], header), False) for start, stop in ranges]
+    plain = _assemble(dataclasses.replace(header, entropy_digest=None, coding=FIXED_WIDTH), stored)
+    if entropy_model is None:
+        return plain
+    if not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
+        raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
+    header = dataclasses.replace(
+        header, entropy_digest=entropy_model.digest[:DIGEST_BYTES], coding=entropy_model.coding
+    )
+    coded = [(_encode(codes[:, start:stop], header, entropy_model), True) for start, stop in ranges]
+    best = [min(pair, key=lambda payload: len(payload[0])) for pair in zip(stored, coded, strict=True)]
+    return min(plain, _assemble(header, best), key=len)
+
+
+def unpack(
+    data: bytes,
+    entropy_model: entropy.ProbabilityModel | None = None,
+    *,
+    start_frame: int = 0,
+    stop_frame: int | None = None,
+    errors: str = "raise",
+) -> Content:
+    """What `pack` wrote: header and codes, of frames [start_frame, stop_frame) only where given.
+
+    Only the blocks that hold those frames are looked at. With `errors="report"` the codes of a damaged or missing block
+    are zeros and its frames are listed in `damaged`; the header must be whole in either case.
+
+    Raises:
+      BitstreamError: see its subclasses.
+      ValueError: frames outside the file, an `errors` that is neither "raise" nor "report".
+    """
+    if errors not in ("raise", "report"):
+        raise ValueError(f'errors is {errors!r}, expected "raise" or "report".')
+    header, blocks, header_crc, file_end = _parse(data)
+    stop_frame = header.num_frames if stop_frame is None else stop_frame
+    if not 0 <= start_frame <= stop_frame <= header.num_frames:
+        raise ValueError(f"frames {start_frame} to {stop_frame} of a file with {header.num_frames} frames.")
+    if len(data) > file_end:
+        raise TrailingData(f"{len(data) - file_end} bytes after the last block, which ends at byte {file_end}")
+    num_codes = header.num_codebooks * (stop_frame - start_frame)
+    if len(data) < file_end and (
+        errors == "raise" or num_codes > VERSIONS[header.version].max_codes_per_byte * len(data)
+    ):
+        raise TruncatedBitstream(f"the header announces {file_end} bytes, there are {len(data)}")
+    if header.entropy_digest is not None:
+        _check_model(header, entropy_model)
+
+    codes = np.zeros((header.num_codebooks, stop_frame - start_frame), header.dtype)
+    damaged = []
+    if start_frame < stop_frame:
+        for number in range(start_frame // header.block_frames, -(-stop_frame // header.block_frames)):
+            first, last = header.block_range(number)
+            begin, end = max(first, start_frame), min(last, stop_frame)
+            try:
+                block = _read_block(data, header, header_crc, number, blocks[number], entropy_model)
+            except DamagedBlock:
+                if errors == "raise":
+                    raise
+                damaged.append((begin, end))
+            else:
+                codes[:, begin - start_frame : end - start_frame] = block[:, begin - first : end - first]
+    return Content(header, codes, damaged)
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a `.jxc` file, from its bytes or as many of the first as hold header and index.
+
+    Raises `BitstreamError`.
+    """
+    return _parse(data).header
+
+
+def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.ProbabilityModel | None = None) -> bytes:
+    """The file of the first `num_codebooks` codebooks: a lower rate from the same codes, without the codec.
+
+    Raises `BitstreamError`, or `ValueError` for more codebooks than there are.
+    """
+    header, codes, _ = unpack(data, entropy_model)
+    if not 1 <= num_codebooks <= header.num_codebooks:
+        raise ValueError(f"cannot keep {num_codebooks} of {header.num_codebooks} codebooks.")
+    kept = dataclasses.replace(header, num_codebooks=num_codebooks)
+    return _write(kept, codes[:num_codebooks], None if header.entropy_digest is None else entropy_model)
+
+
+def _fields(header: Header) -> dict[str, int]:
+    """The header's numbers in the order of the file."""
+    return {name: getattr(header, name) for name in VERSIONS[header.version].limits}
+
+
+def _problem(version: int, fields: dict[str, int]) -> str | None:
+    for name, (least, most) in VERSIONS[version].limits.items():
+        if not least <= fields[name] <= most:
+            return f"{name} = {fields[name]}, expected {least} to {most}"
+    return None
+
+
+def _assemble(header: Header, payloads: list[tuple[bytes, bool]]) -> bytes:
+    head = bytearray(MAGIC)
+    head += bytes([header.version, header.coding])
+    if header.version > 1:
+        head += _varint(len(header.kind)) + header.kind.encode()
+    head += header.fingerprint + (header.entropy_digest or b"")
+    for value in _fields(header).values():
+        head += _varint(abs(value))  # the only one below zero, least_code, is never above
+    for payload, coded in payloads:
+        head += _varint(2 * len(payload) + coded)
+    header_crc = zlib.crc32(head)
+    parts = [bytes(head), header_crc.to_bytes(4, "little")]
+    for number, (payload, _) in enumerate(payloads):
+        parts += [payload, _block_crc(header_crc, number, payload).to_bytes(4, "little")]
+    return b"".join(parts)
+
+
+def _parse(data: bytes) -> _Layout:
+    """Header and index, checked; the blocks themselves may be missing. Allocates in proportion to len(data)."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+        raise NotABitstream("not a .jxc file: the first four bytes are not 89 4a 58 43")
+    reader = _Reader(data, len(MAGIC))
+    header = _read_fields(reader)
+    if header.num_blocks > len(data):
+        raise TruncatedBitstream(f"the header announces {header.num_blocks} blocks, there are {len(data)} bytes")
+    entries = [reader.varint() for _ in range(header.num_blocks)]
+    header_crc = zlib.crc32(data[: reader.offset])
+    if int.from_bytes(reader.take(4), "little") != header_crc:
+        raise DamagedHeader("header and index do not match their CRC")
+    blocks, offset = [], reader.offset
+    for number, entry in enumerate(entries):
+        block = _Block(offset, entry >> 1, bool(entry & 1))
+        _check_size(header, number, block)
+        blocks.append(block)
+        offset += block.size + 4
+    return _Layout(header, blocks, header_crc, offset)
+
+
+def _read_fields(reader) -> Header:
+    version = reader.take(1)[0]
+    if version not in VERSIONS:
+        raise UnsupportedVersion(f".jxc version {version}, this reader knows versions 1 and 2: update jaxcodec")
+    coding = reader.take(1)[0]
+    if coding not in VERSIONS[version].codings:
+        raise UnsupportedVersion(f".jxc coding {coding}, this reader knows 0 and 1: update jaxcodec")
+    kind = reader.text(MAX_KIND_BYTES) if version > 1 else CODEBOOKS
+    fingerprint = reader.take(8)
+    digest = None if coding == FIXED_WIDTH else reader.take(DIGEST_BYTES)
+    fields = {name: reader.varint() for name in VERSIONS[version].limits}
+    if version > 1:
+        fields["least_code"] *= -1
+    problem = _problem(version, fields)
+    if problem:
+        raise DamagedHeader(f"the header says {problem}")
+    num_frames = -(-fields["num_samples"] // fields["hop_length"]) + fields.pop("extra_frames")
+    return Header(version, fingerprint, digest, num_frames=num_frames, coding=coding, kind=kind, **fields)
+
+
+class _Reader:
+    """A position in bytes that ends in `TruncatedBitstream`, never in an IndexError."""
+
+    def __init__(self, data: bytes, offset: int):
+        self.data, self.offset = data, offset
+
+    def take(self, size: int) -> bytes:
+        if self.offset + size > len(self.data):
+            raise TruncatedBitstream(f"the data ends within the header, after {len(self.data)} bytes")
+        self.offset += size
+        return bytes(self.data[self.offset - size : self.offset])
+
+    def text(self, most: int) -> str:
+        """Printable ASCII behind its length."""
+        text = self.take(min(size := self.varint(), most)).decode("latin-1")
+        if not (0 < size <= most and text.isascii() and text.isprintable()):
+            raise DamagedHeader(f"the name that ends at byte {self.offset} cannot be")
+        return text
+
+    def varint(self) -> int:
+        """LEB128: seven bits a byte, lowest first, the high bit says that more follow. At most nine, no leading zeros."""
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if shift and not byte:
+                    break
+                return value
+        raise DamagedHeader(f"the number that ends at byte {self.offset} is not in its shortest form")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out + bytes([value]))
+
+
+def _block_crc(header_crc: int, number: int, payload: bytes) -> int:
+    """CRC-32 that also covers which file and which place the block belongs to."""
+    return zlib.crc32(payload, zlib.crc32(header_crc.to_bytes(4, "little") + number.to_bytes(4, "little")))
+
+
+def _num_codes(header: Header, number: int) -> int:
+    start, stop = header.block_range(number)
+    return header.num_codebooks * (stop - start)
+
+
+def _check_size(header: Header, number: int, block: _Block) -> None:
+    """A stored block has exactly one size, a coded one is smaller, and not smaller than its padding."""
+    num_codes = _num_codes(header, number)
+    stored = -(-num_codes * header.code_bits // 8)
+    least = -(-num_codes // VERSIONS[header.version].max_codes_per_byte)
+    valid = least <= block.size < stored if block.coded else block.size == stored
+    if not valid or (block.coded and header.entropy_digest is None):
+        coding = "entropy coded" if block.coded else "stored"
+        raise DamagedHeader(f"the index gives block {number} {block.size} bytes {coding}, stored it needs {stored}")
+
+
+def _read_block(data, header, header_crc, number, block, entropy_model) -> np.ndarray:
+    """Codes (Q, n) uint16 of one block. Raises `DamagedBlock`."""
+    start, stop = header.block_range(number)
+    payload = bytes(data[block.offset : block.offset + block.size])
+    crc = data[block.offset + block.size : block.offset + block.size + 4]
+    if len(crc) < 4:
+        raise DamagedBlock(number, start, stop, "the data ends before it does")
+    if int.from_bytes(crc, "little") != _block_crc(header_crc, number, payload):
+        raise DamagedBlock(number, start, stop, "it does not match its CRC")
+    if block.coded:
+        try:
+            return entropy_model.decode(payload, header.num_codebooks, stop - start)
+        except entropy.DamagedCodes as error:
+            raise DamagedBlock(number, start, stop, str(error)) from None
+    codes = _restore(payload, (header.num_codebooks, stop - start), header.code_bits)
+    if codes.size and codes.max() >= header.codebook_size:
+        raise DamagedBlock(number, start, stop, f"code {codes.max()} with codebooks of {header.codebook_size}")
+    return codes if not header.least_code else codes.astype(header.dtype) + header.least_code
+
+
+def _store(codes: np.ndarray, header: Header) -> bytes:
+    """Codes (Q, n) from the least on, row after row, at a fixed width, the highest bit first; zeros fill the last byte."""
+    shifts = np.arange(header.code_bits - 1, -1, -1, dtype=np.int64)
+    values = codes.reshape(-1, 1).astype(np.int64) - header.least_code
+    return np.packbits((values >> shifts).astype(np.uint8) & 1).tobytes()
+
+
+def _restore(payload: bytes, shape: tuple[int, int], bits: int) -> np.ndarray:
+    """What `_store` wrote, (Q, n) uint16."""
+    digits = np.unpackbits(np.frombuffer(payload, np.uint8), count=shape[0] * shape[1] * bits).reshape(-1, bits)
+    codes = np.zeros(len(digits), np.uint16)
+    for digit in digits.T:
+        codes = codes << np.uint16(1) | digit
+    return codes.reshape(shape)
+
+
+def _encode(codes: np.ndarray, header: Header, entropy_model: entropy.ProbabilityModel) -> bytes:
+    """Codes (Q, n) entropy coded and padded with zeros to the least size a reader accepts."""
+    return entropy_model.encode(codes).ljust(-(-codes.size // VERSIONS[header.version].max_codes_per_byte), b"\0")
+
+
+def _shape(header: Header) -> str:
+    return f"{header.num_codebooks} codebooks of {header.codebook_size}"
+
+
+def _check_model(header: Header, model: entropy.ProbabilityModel | None) -> None:
+    """Raises unless `model` is the one the file was coded with."""
+    assert header.entropy_digest is not None
+    if model is None:
+        raise MissingEntropyModel(
+            f"entropy coded with the tables {header.entropy_digest.hex()}, and none given: load the model file that has them"
+        )
+    if model.digest[:DIGEST_BYTES] != header.entropy_digest:
+        given = model.digest[:DIGEST_BYTES].hex()
+        raise WrongEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, the given one is {given}")
+    if model.coding != header.coding or not model.fits(header.num_codebooks, header.least_code, header.codebook_size):
+        raise WrongEntropyModel(f"the entropy model is for {model}, the file has {_shape(header)}")

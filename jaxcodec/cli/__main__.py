@@ -1,0 +1,7 @@
+"""python -m jaxcodec.cli."""
+
+import sys
+
+from jaxcodec.cli import main
+
+sys.exit(main())

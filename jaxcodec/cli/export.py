@@ -1,0 +1,46 @@
+"""The model for other programs."""
+
+from jaxcodec.cli import arguments as options
+from jaxcodec.cli.jobs import UsageError, explain, find_recordings, progress_bar, refuse_existing, tell
+
+
+def add_arguments(parser):
+    """Which model, as what."""
+    options.add_shared(parser, "--force")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="as for --model elsewhere; default: the bundled model"
+    )
+    options.add_output(parser, "a file, or a folder for other formats")
+    parser.add_argument("--format", choices=("safetensors", "stablehlo", "onnx"), default="safetensors")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of safetensors' weights")
+    parser.add_argument("--entropy_data", metavar="FOLDER", help="recordings to fit the entropy coder's tables to")
+
+
+def run(arguments):
+    """Writes it, with tables of the entropy coder where recordings are given."""
+    from jaxcodec import export
+    from jaxcodec.bitstream import entropy
+    from jaxcodec.inference import files, pretrained
+
+    if arguments.format != "safetensors" and (arguments.dtype != "float32" or arguments.entropy_data):
+        raise UsageError(f"--dtype and --entropy_data are for safetensors files, not for {arguments.format}.")
+    refuse_existing(arguments.output, arguments.force)
+    codec, failed = options.load(arguments), False
+    if arguments.entropy_data:
+        clips, sources = [], find_recordings(arguments.entropy_data)
+        with progress_bar(len(sources)) as bar:
+            for encoded in files.encode_files(codec, sources):
+                if encoded.error:
+                    failed = True
+                    tell(explain(encoded.error))
+                else:
+                    clips.append(encoded.codes)
+                bar.update()
+        codec = codec.replace(entropy=entropy.fit(clips, codec.codebook_size))
+    if arguments.format == "safetensors":
+        pretrained.save(codec, arguments.output, arguments.dtype)
+    elif arguments.format == "stablehlo":
+        export.export_stablehlo(codec, arguments.output)
+    else:
+        export.export_onnx(codec, arguments.output)
+    return int(failed)

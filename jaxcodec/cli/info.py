@@ -1,0 +1,92 @@
+"""What .jxc files and models say about themselves."""
+
+import json
+
+from jaxcodec.cli.jobs import about, read_bytes, tell
+
+
+def add_arguments(parser):
+    """What to look at."""
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help=".jxc files or models; default: the bundled model")
+    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+
+
+def run(arguments):
+    """Prints it."""
+    described, failed = [], False
+    for name in arguments.inputs or [None]:
+        try:
+            described.append(_describe(name))
+        except (ValueError, OSError) as error:
+            failed = True
+            tell(about(name, error))
+    if arguments.json:
+        print(json.dumps(described, indent=2))
+    elif described:
+        print("\n\n".join(_format_description(description) for description in described))
+    return int(failed)
+
+
+def _describe(name):
+    """Of a .jxc file or a model, as a dict."""
+    from etils import epath
+
+    from jaxcodec import bitstream
+
+    if name is None or (path := epath.Path(name)).is_dir() or path.suffix == ".safetensors":
+        return _describe_model(name)
+    data = read_bytes(name)
+    header = bitstream.read_header(data)
+    return dict(
+        file=name,
+        seconds=header.seconds,
+        bytes=len(data),
+        kbps=8e-3 * len(data) / header.seconds if header.seconds else None,
+        nominal_kbps=_kilo(header.bits_per_second),
+        sample_rate=header.sample_rate,
+        num_samples=header.num_samples,
+        frame_rate=header.sample_rate / header.hop_length,
+        num_frames=header.num_frames,
+        quantizer=header.kind,
+        num_codebooks=header.num_codebooks,
+        codebook_size=header.codebook_size,
+        entropy_coded=header.entropy_digest is not None,
+        version=header.version,
+        model=header.fingerprint.hex(),
+    )
+
+
+def _describe_model(name):
+    import jax
+
+    from jaxcodec.inference import pretrained
+
+    codec = pretrained.load(name)
+    return dict(
+        file=name or pretrained.BUNDLED,
+        model=codec.fingerprint.hex(),
+        nominal_kbps=_kilo(codec.bits_per_second),
+        sample_rate=codec.sample_rate,
+        frame_rate=codec.frame_rate,
+        quantizer=codec.config.model.quantizer,
+        num_codebooks=codec.num_codebooks,
+        codebook_size=codec.codebook_size,
+        causal=codec.causal,
+        latency_seconds=codec.latency,
+        entropy_coder=codec.entropy is not None,
+        parameters=sum(array.size for array in jax.tree.leaves(codec.params)),
+    )
+
+
+def _format_description(description):
+    def text(value):
+        if value is None or isinstance(value, bool):
+            return {None: "none", True: "yes", False: "no"}[value]
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    width = max(map(len, description))
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {text(value)}" for name, value in description.items())
+
+
+def _kilo(bits_per_second):
+    return None if bits_per_second is None else bits_per_second / 1000

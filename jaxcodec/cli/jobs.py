@@ -1,0 +1,249 @@
+"""What a command reads and writes, one recording after the other: inputs that fail are named in one line, outputs are whole.
+
+`Jobs` gives the files of commands that make a file of each input, `find_clips` and `read_clips` the recordings of those that
+measure. Everything that is said goes to stderr by `tell`.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from etils import epy
+from tqdm import tqdm
+
+with epy.lazy_imports():  # --help needs none of them
+    from etils import epath
+
+    from jaxcodec import atomic, audio, data
+    from jaxcodec.data import recordings
+
+STREAM = "-"  # stdin or stdout
+
+
+class UsageError(Exception):
+    """A command that makes no sense."""
+
+
+class Job(NamedTuple):
+    """An input and where its output goes."""
+
+    source: str
+    target: str
+
+
+class Jobs:
+    """The inputs of a command one by one: names what fails, counts the rest, shows a bar on a terminal."""
+
+    def __init__(self, arguments, verb, find, suffix, suffixes=None):
+        self.force, self.verb = arguments.force, verb
+        self.planned = _plan(arguments.inputs, arguments.output, find, suffix, suffixes)
+        self.suffix = suffix
+        self.done: set[Job] = set()
+        self.failed: set[Job] = set()
+        self.seconds, self.num_bytes = 0.0, 0
+
+    def __enter__(self):
+        self.bar = progress_bar(len(self.planned))
+        return self
+
+    def __exit__(self, kind, *_):
+        self.bar.close()
+        if kind is None and self.done:
+            elapsed = time.monotonic() - self.started
+            rate = f", {8e-3 * self.num_bytes / self.seconds:.3g} kbit/s" if self.seconds else ""
+            tell(
+                f"{self.verb} {len(self.done)} of {len(self.planned)}, {self.seconds:.1f} s of audio in {elapsed:.1f} s "
+                f"({self.seconds / elapsed:.3g} x real time){rate}"
+            )
+
+    def __iter__(self):
+        """The jobs that may be done."""
+        self.started = time.monotonic()
+        targets: set[str] = set()
+        for job in self.planned:
+            if job.target in targets:
+                self.fail(job, f"another input is written to {job.target}")
+            elif job.target != STREAM and not self.force and os.path.lexists(job.target):
+                self.fail(job, f"{job.target} exists, --force replaces it")
+            else:
+                targets.add(job.target)
+                yield job
+
+    @contextlib.contextmanager
+    def attempt(self, job):
+        """A file to write for `job`, put in its place if nothing is raised; what is raised is named in one line."""
+        try:
+            with _output(job.target, self.suffix) as path:
+                yield path
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            self.fail(job, error)
+
+    def count(self, job, seconds, num_bytes):
+        """Adds one finished file to the summary."""
+        self.done.add(job)
+        self.seconds, self.num_bytes = self.seconds + seconds, self.num_bytes + num_bytes
+        self._advance()
+
+    def fail(self, job, problem):
+        """Names what is wrong with one input."""
+        self.failed.add(job)
+        self._advance()
+        tell(about("stdin" if job.source == STREAM else job.source, problem))
+
+    def _advance(self):
+        self.bar.update(len(self.done | self.failed) - self.bar.n)
+
+
+class Source(NamedTuple):
+    """A recording to measure: what it is called, whose it is, and what `read_clips` reads."""
+
+    name: str
+    speaker: str
+    source: Any
+
+
+def find_clips(inputs, split):
+    """The clips of files, of folders, and of one split of prepared folders."""
+    prepared = [path for path in inputs if (epath.Path(path) / "dataset_info.json").exists()]
+    if split and not prepared:
+        raise UsageError("--split is for prepared folders, those with a dataset_info.json.")
+    for path in inputs:
+        if path in prepared:
+            yield from _find_prepared(path, split or "validation")
+        else:
+            for name, file in expand([path], find_recordings):
+                yield Source(name, name.split("/")[0] if "/" in name else "", file)
+
+
+def _find_prepared(folder, split):
+    source = data.open_split(SimpleNamespace(data_dir=folder, prepared_dir=""), split)
+
+    def read(index, sample_rate):
+        return audio.resample(audio.to_float(source[index]["audio"]), data.SAMPLE_RATE, sample_rate)
+
+    for i in range(len(source)):
+        yield Source(source[i]["id"], source[i]["speaker"], functools.partial(read, i))
+
+
+def read_clips(files, sample_rate, failures):
+    """(name, audio (S,)) of every recording, under a bar; those that cannot be read are named and listed in `failures`.
+
+    Of (name, source) in `files`, where a source is a path, `-`, or a function of the sample rate. A ValueError in the end
+    if none could be read.
+    """
+    with progress_bar(len(files)) as bar:
+        for name, source in files:
+            try:
+                yield name, source(sample_rate) if callable(source) else audio.load(recording(source), sample_rate)
+            except ValueError as error:
+                failures.append(explain(error))
+                tell(failures[-1])
+            bar.update()
+    if len(failures) == len(files):
+        raise ValueError("no recording could be read.")
+
+
+def recording(source):
+    """What `audio` reads: the path, or the open stdin."""
+    return sys.stdin.buffer if source == STREAM else source
+
+
+def read_bytes(source) -> bytes:
+    """The bytes of a file, or of stdin."""
+    return sys.stdin.buffer.read() if source == STREAM else epath.Path(source).read_bytes()
+
+
+def _plan(inputs, output, find, suffix, suffixes):
+    """The jobs of a command: where the output of each input file goes."""
+    files = list(expand(inputs, find))
+    single = len(inputs) == 1 and not os.path.isdir(inputs[0])
+    if inputs.count(STREAM) > 1:
+        raise UsageError("stdin can be given once.")
+    if output == STREAM:
+        if not single:
+            raise UsageError("-o - is for one input, several need a folder.")
+        return [Job(inputs[0], STREAM)]
+    if single and not (output.endswith(os.sep) or os.path.isdir(output)):
+        if suffixes and os.path.splitext(output)[1].lower() not in suffixes:
+            raise UsageError(f"-o {output}: expected a folder or a name that ends in {', '.join(suffixes)}.")
+        return [Job(inputs[0], output)]
+    if os.path.isfile(output):
+        raise UsageError(f"-o {output} is a file, several inputs need a folder.")
+    return [Job(path, os.path.join(output, os.path.splitext(name)[0] + suffix)) for name, path in files]
+
+
+def expand(inputs, find):
+    """(name below the output folder, path) of every file, those of folders included."""
+    for path in inputs:
+        if path == STREAM:
+            yield "stdin", path
+        elif os.path.isdir(path):
+            yield from find(path)
+        else:
+            yield os.path.basename(path), path
+
+
+def find_recordings(folder):
+    """(name below the folder, path) of its recordings; a ValueError if it has none."""
+    return [(name, os.fspath(path)) for name, path in recordings.list_audio(folder)]
+
+
+def find_bitstreams(folder):
+    """(name below the folder, path) of its .jxc files; a ValueError if it has none."""
+    found = (path for path in pathlib.Path(folder).rglob("[!.]*.jxc") if not path.is_dir())
+    names = sorted(os.path.relpath(path, folder) for path in found)
+    if not names:
+        raise ValueError(f"{folder} has no .jxc file in it.")
+    return [(name, os.path.join(folder, name)) for name in names]
+
+
+@contextlib.contextmanager
+def _output(target, suffix):
+    """A file to write, which becomes `target` or goes to stdout."""
+    if target != STREAM:
+        with atomic.replacing(target) as path:
+            yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield (path := epath.Path(folder) / f"stdout{suffix}")
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def refuse_existing(path, force):
+    """Raises ValueError where something would be replaced unasked."""
+    if os.path.lexists(path) and not force:
+        raise ValueError(f"{path} exists, --force replaces it")
+
+
+def about(name, problem):
+    """One line that begins with the name of the input."""
+    text = explain(problem)
+    return text if name is None or text.startswith(name) else f"{name}: {text}"
+
+
+def explain(problem):
+    """What went wrong, in one line."""
+    if isinstance(problem, OSError) and problem.strerror:
+        return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
+    return " ".join(str(problem).split())
+
+
+def tell(message):
+    """One line on stderr, above the progress bar."""
+    tqdm.write(f"jaxcodec: {message}", file=sys.stderr)
+
+
+def progress_bar(total):
+    """A bar of files on stderr, on a terminal only."""
+    return tqdm(total=total, unit="file", file=sys.stderr, disable=None, leave=False)

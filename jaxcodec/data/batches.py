@@ -1,0 +1,378 @@
+"""Prepared speech to batches: random access to clips, training crops, padded evaluation batches.
+
+What a batch holds is planned in numpy from (seed, step) alone and then read by one of two backends, tf.data
+or a numpy thread pool, which give the same bits; so a run resumes at any step without saved iterator state,
+with or without TensorFlow. Shapes: N local devices, B clips a device, S samples; audio is float32 in [-1, 1]
+at 16 kHz, padding is exact zeros at the end, and `length` tells where it starts.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from jaxcodec import atomic, pcm, workers
+
+SAMPLE_RATE = 16000
+_FULL_SCALE = np.float32(1.0)
+_SMALLEST_SAMPLE = np.float32(1.0 / pcm.INT16_SCALE)
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Clips by index: {"audio": int16 (S,), "id": str, "speaker": str}; `lengths` has every S."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def prepare(data_config: Any):
+    """The tfds builder with the prepared shards of `data_config`; prepares them if they are not there yet.
+
+    A `data_dir` that is itself a prepared directory (it has a `dataset_info.json`) is opened as it is; any
+    other `data_dir` is a folder of recordings; without one, `source` is `sample` or `openslr66`. Raises
+    `ValueError` with one line for a wrong path, too many unusable files, an unwritable `prepared_dir` or a
+    missing package.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = str(data_config.data_dir)
+    try:
+        if folder and (epath.Path(folder) / "dataset_info.json").exists():
+            return tfds.builder_from_directory(_local_copy(epath.Path(folder), data_config.prepared_dir))
+        builder = _make_builder(data_config)
+        # tfds prints sizes that it does not know; what happened is in the log.
+        with _one_at_a_time(epath.Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(file_format="array_record")
+        return tfds.builder_from_directory(_local_copy(epath.Path(builder.data_dir), ""))
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"preparing recordings needs the package {error.name!r}: install it, "
+            "or set data_dir to a directory that was prepared elsewhere"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cannot prepare the data: {error}") from None
+
+
+def open_split(data_config: Any, split: str) -> "PreparedSpeech":
+    """The clips of `train`, `validation` or `test`, prepared on first use; errors as in `prepare`."""
+    builder = prepare(data_config)
+    if split not in builder.info.splits:
+        found = ", ".join(builder.info.splits) or "none"
+        raise ValueError(f"there is no {split} split in {builder.data_dir}, it has: {found}")
+    source = PreparedSpeech(builder.as_data_source(split), epath.Path(builder.data_dir) / f"lengths-{split}.npy")
+    minutes = source.lengths.sum() / SAMPLE_RATE / 60
+    logging.info("%s: %d clips, %.1f minutes, from %s", split, len(source), minutes, builder.data_dir)
+    return source
+
+
+class PreparedSpeech:
+    """The `Source` of one split's records; a split of at most `memory_bytes` stays in memory once read."""
+
+    def __init__(self, records: Sequence[dict], lengths_file: epath.Path, memory_bytes: int = 2**30):
+        self.lengths = _cached_lengths(records, lengths_file)
+        read = functools.partial(_read_record, records)
+        self._read = functools.cache(read) if 2 * self.lengths.sum() <= memory_bytes else read
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._read(int(index))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def _read_record(records, index):
+    record = records[index]
+    return {"audio": record["audio"], "id": record["id"].decode(), "speaker": record["speaker"].decode()}
+
+
+def crops_per_pass(source: Source, crop_samples: int) -> int:
+    """Crops in one pass: max(1, round(length / crop_samples)) of each clip, so that all speech is heard."""
+    return int(_crops_of_clips(source.lengths, crop_samples).sum())
+
+
+def train_batches(
+    source: Source,
+    *,
+    seed: int,
+    start_step: int,
+    batch_size: int,
+    crop_samples: int,
+    num_devices: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+    backend: str = "auto",
+    gain_db: tuple[float, float] = (0.0, 0.0),
+) -> Iterator[Batch]:
+    """Endless batches {"audio": float32 (N, B, crop_samples), "length": int32 (N, B)} from `start_step` on.
+
+    `batch_size` counts clips over all processes, `num_devices` is N on this one. The batch of a step is a
+    pure function of (seed, step, batch_size), and process p of P gets the p-th part of its rows. A pass takes
+    every crop of `crops_per_pass` once, in random order: crop j of k starts at random in the j-th k-th of its
+    clip. Each example gets a gain drawn uniformly in dB from `gain_db`, lowered where it would go above full
+    scale. `backend` is `tensorflow`, `numpy` or `auto` (TensorFlow where it is installed). Close the iterator
+    to stop its threads.
+    """
+    rows = _local_rows(batch_size, num_devices, process_index, process_count)
+    if not len(source):
+        raise ValueError("the training split has no clips")
+    backend = resolve_backend(backend)
+    order = _TrainOrder(source.lengths, crop_samples, seed, gain_db)
+
+    def read(step):
+        examples = order.take(int(step) * batch_size + np.arange(batch_size)[rows])
+        return [_by_device(array, num_devices) for array in _read_crops(source, examples, crop_samples)]
+
+    logging.info("training batches are read by the %s backend", backend)
+    make = _tensorflow_batches if backend == "tensorflow" else _numpy_batches
+    return make(read, start_step, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    num_devices: int = 1,
+    max_seconds: float = 20.0,
+    multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every clip once and whole: {"audio": float32 (N, B, S), "length": int32 (N, B), "index": int32 (N, B)}.
+
+    Clips are cut at `max_seconds`, and grouped so that S takes few values: 1, 2, 4, ... seconds up to
+    `max_seconds`, each rounded up to a `multiple` of samples. Rows that fill up the last batch of a group
+    have length 0 and index -1. All processes yield the same number of batches of the same shapes.
+    """
+    rows = _local_rows(batch_size, num_devices, process_index, process_count)
+    lengths = np.minimum(source.lengths, round(max_seconds * SAMPLE_RATE))
+    buckets = bucket_lengths(max_seconds, multiple)
+    bucket_of_clip = np.searchsorted(buckets, lengths)
+    for bucket, samples in enumerate(buckets):
+        members = np.flatnonzero(bucket_of_clip == bucket)
+        padded = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
+        padded[: len(members)] = members
+        for index in padded.reshape(-1, batch_size):
+            yield _eval_batch(source, index[rows], lengths, samples, num_devices)
+
+
+def bucket_lengths(max_seconds: float, multiple: int) -> list[int]:
+    """Padded lengths in samples: 1, 2, 4, ... s below `max_seconds`, then it, rounded up to `multiple`."""
+    seconds = [2.0**k for k in range(64) if 2.0**k < max_seconds] + [max_seconds]
+    return [-(-round(s * SAMPLE_RATE) // multiple) * multiple for s in seconds]
+
+
+def resolve_backend(backend: str) -> str:
+    """`tensorflow` or `numpy`; `auto` is TensorFlow where it is installed. `ValueError` for anything else."""
+    if backend not in ("auto", "tensorflow", "numpy"):
+        raise ValueError(f"data backend {backend!r} is unknown, use auto, tensorflow or numpy")
+    installed = importlib.util.find_spec("tensorflow") is not None
+    if backend == "tensorflow" and not installed:
+        raise ValueError("data backend 'tensorflow' needs the package tensorflow, use numpy or auto")
+    return ("tensorflow" if installed else "numpy") if backend == "auto" else backend
+
+
+class _Examples(NamedTuple):
+    """What to read for some examples: clip index, first sample, and gain, each (B,)."""
+
+    clip: np.ndarray
+    start: np.ndarray
+    gain: np.ndarray
+
+
+class _TrainOrder:
+    """The endless sequence of examples, pass after pass: a pure function of the seed."""
+
+    def __init__(self, lengths: np.ndarray, crop_samples: int, seed: int, gain_db: tuple[float, float]):
+        self._seed, self._gain_db = seed, gain_db
+        crops = _crops_of_clips(lengths, crop_samples)
+        self._clip = np.repeat(np.arange(len(crops)), crops)  # one entry a crop from here on
+        self._crops = crops[self._clip]
+        self._number = np.arange(len(self._clip)) - np.repeat(np.cumsum(crops) - crops, crops)
+        self._starts = np.maximum(np.asarray(lengths, np.int64)[self._clip] - crop_samples, 0) + 1
+        self._pass = functools.lru_cache(maxsize=2)(self._draw_pass)
+
+    def take(self, numbers: np.ndarray) -> _Examples:
+        """The examples at `numbers` (B,) of the sequence."""
+        passes, positions = np.divmod(numbers, len(self._clip))
+        parts = [[field[positions[passes == p]] for field in self._pass(int(p))] for p in np.unique(passes)]
+        return _Examples(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+    def _draw_pass(self, number: int) -> _Examples:
+        """All examples of one pass, in the order they are heard."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, number])))
+        order = rng.permutation(len(self._clip))
+        position = (self._number + rng.random(len(order))) / self._crops  # in [0, 1): crop j in the j-th part
+        start = np.minimum((position * self._starts).astype(np.int64), self._starts - 1)
+        gain = (10.0 ** (rng.uniform(*self._gain_db, len(order)) / 20.0)).astype(np.float32)
+        return _Examples(self._clip[order], start[order], gain[order])
+
+
+def _crops_of_clips(lengths: np.ndarray, crop_samples: int) -> np.ndarray:
+    return np.maximum(1, np.rint(np.asarray(lengths) / crop_samples)).astype(np.int64)
+
+
+def _local_rows(batch_size: int, num_devices: int, process_index: int, process_count: int) -> slice:
+    """The rows of the global batch that belong to this process."""
+    if batch_size < 1 or batch_size % (num_devices * process_count):
+        raise ValueError(
+            f"batch_size {batch_size} does not divide by {num_devices} devices x {process_count} processes, "
+            f"use a multiple of {num_devices * process_count}"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _read_crops(source: Source, examples: _Examples, crop_samples: int) -> tuple[np.ndarray, ...]:
+    """Crops before their gain: int16 (B, crop_samples), lengths int32 (B,), gains float32 (B, 1)."""
+    rows = np.zeros((len(examples.clip), crop_samples), np.int16)
+    lengths = np.zeros(len(rows), np.int32)
+    for number, (clip, start) in enumerate(zip(examples.clip, examples.start, strict=True)):
+        crop = source[clip]["audio"][start : start + crop_samples]
+        rows[number, : len(crop)] = crop
+        lengths[number] = len(crop)
+    return rows, lengths, examples.gain[:, None]
+
+
+def _numpy_batches(read: Callable, start_step: int, prefetch: int) -> Iterator[Batch]:
+    """Batches made by two threads, `prefetch` ahead; `read` gives the crops, lengths and gains of a step."""
+
+    def batch(step):
+        samples, lengths, gain = read(step)
+        rows = pcm.to_float(samples)
+        peak = np.maximum(np.abs(rows).max(axis=2, keepdims=True), _SMALLEST_SAMPLE)
+        rows = np.clip(rows * np.minimum(gain, _FULL_SCALE / peak), -_FULL_SCALE, _FULL_SCALE)
+        return {"audio": rows, "length": lengths}
+
+    pool = concurrent.futures.ThreadPoolExecutor(2, "batches")
+    try:
+        yield from workers.map_ahead(pool, batch, itertools.count(start_step), prefetch)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tensorflow_batches(read: Callable, start_step: int, prefetch: int) -> Iterator[Batch]:
+    """The same batches through tf.data: step -> random-access read -> float, gain -> prefetch."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # the accelerators belong to JAX
+    tf.config.set_visible_devices([], "TPU")
+    failures = []
+
+    def try_to_read(step):
+        try:
+            return read(step)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def batch(step):
+        samples, lengths, gain = tf.numpy_function(try_to_read, [step], (tf.int16, tf.int32, tf.float32))
+        rows = tf.cast(samples, tf.float32) / pcm.INT16_SCALE
+        peak = tf.maximum(tf.reduce_max(tf.abs(rows), axis=2, keepdims=True), _SMALLEST_SAMPLE)
+        rows = tf.clip_by_value(rows * tf.minimum(gain, _FULL_SCALE / peak), -_FULL_SCALE, _FULL_SCALE)
+        return {"audio": rows, "length": lengths}
+
+    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    dataset = dataset.map(batch, num_parallel_calls=2, deterministic=True).prefetch(prefetch)
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise failures[0] if failures else error from None
+
+
+def _eval_batch(source: Source, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int) -> Batch:
+    """The clips `index` (B_process,) padded to `padded_samples`; -1 is a row of zeros."""
+    rows = np.zeros((len(index), padded_samples), np.float32)
+    row_lengths = np.where(index >= 0, lengths[index], 0).astype(np.int32)
+    for row, clip, length in zip(rows, index, row_lengths, strict=True):
+        if clip >= 0:
+            row[:length] = pcm.to_float(source[clip]["audio"][:length])
+    batch = {"audio": rows, "length": row_lengths, "index": index}
+    return {name: _by_device(array, num_devices) for name, array in batch.items()}
+
+
+def _by_device(rows: np.ndarray, num_devices: int) -> np.ndarray:
+    """(N * B, ...) to (N, B, ...)."""
+    return rows.reshape(num_devices, -1, *rows.shape[1:])
+
+
+def _make_builder(data_config: Any):
+    """The tfds builder that `data_config` asks for."""
+    from jaxcodec.data import openslr66, recordings, speech
+
+    names = ("min_clip_seconds", "max_clip_seconds", "max_bad_fraction", "validation_fraction", "test_fraction")
+    options = recordings.PrepareOptions(**{name: getattr(data_config, name) for name in names})
+    prepared_dir = data_config.prepared_dir or None
+    if data_config.data_dir:
+        return speech.SpeechFolder(str(data_config.data_dir), options, prepared_dir)
+    if data_config.source == "folder":
+        raise ValueError("data source 'folder' needs data_dir, the folder with the recordings")
+    builders = {"sample": speech.SpeechSample, "openslr66": openslr66.OpenSLR66}
+    if data_config.source not in builders:
+        raise ValueError(f"data source {data_config.source!r} is unknown, use sample, folder or openslr66")
+    return builders[data_config.source](options, prepared_dir)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: epath.Path) -> Iterator[None]:
+    """Waits while another process prepares the same local directory; removes what a killed one left."""
+    if _is_remote(directory) or directory.exists():
+        yield
+        return
+    import fcntl
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in directory.parent.glob("incomplete.*"):
+            leftover.rmtree()
+        yield
+
+
+def _local_copy(folder: epath.Path, prepared_dir: str) -> epath.Path:
+    """`folder` if local, else a copy below `prepared_dir`, made once: array_record reads local files."""
+    if not _is_remote(folder):
+        return folder
+    info = (folder / "dataset_info.json").read_bytes()
+    key = hashlib.sha256(str(folder).encode() + info).hexdigest()[:16]
+    copy = epath.Path(prepared_dir or "~/tensorflow_datasets").expanduser() / "local_copies" / key
+    if not copy.exists():
+        partial = copy.with_name(f"{key}.{os.getpid()}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            logging.info("copying %s to %s", path, copy)
+            path.copy(partial / path.name, overwrite=True)
+        partial.rename(copy)
+    return copy
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _cached_lengths(records: Sequence[dict], file: epath.Path) -> np.ndarray:
+    """int32 (clips,) from `file`, or from the records once and then kept in `file` if that can be written."""
+    if file.exists():
+        return np.load(file)
+    lengths = np.array([record["length"] for record in records], np.int32)
+    with contextlib.suppress(OSError), atomic.replacing(file) as part:
+        np.save(part, lengths)
+    return lengths

@@ -1,0 +1,235 @@
+"""The pure functions that use a trained codec: audio to codes, codes to audio.
+
+Everything is computed in the windows of `inference.windows`: a clip has the same codes alone, in a padded batch, in pieces
+and under `jit`, and a few compiled shapes serve every length. A `rate` is a value of the codec's knob, which may also be
+given by name: the number of leading codebooks of a residual quantizer, `num_codebooks=4`. None is the best there is.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcodec.inference import clips, windows
+from jaxcodec.inference.clips import Clips
+from jaxcodec.inference.trained import TrainedCodec
+from jaxcodec.nn import layers
+from jaxcodec.quantizers import interface
+
+
+def encode(codec: TrainedCodec, audio, rate=None, *, lengths=None, sample_rate: int | None = None, **named):
+    """Audio to codes, int32; in [0, codebook_size) of a residual quantizer.
+
+    Args:
+      codec: what `jaxcodec.load` returns.
+      audio: float in [-1, 1] or int16 at `codec.sample_rate` Hz, mono: (S,), a padded batch (B, S) or a list of (S,).
+        Louder samples are clipped as in training. May be traced.
+      rate: of the codec's knob, the best when None; `num_codebooks`, the first so many codebooks only.
+      lengths: (B,) samples of each clip of a padded batch; what lies beyond is ignored.
+      sample_rate: rate of `audio` in Hz where it is known, to be checked.
+
+    Returns:
+      Codes (Q, T), (B, Q, T), or a list of (Q, T), T = codec.num_frames(S). Beyond a clip's frames codes are zero.
+
+    Raises:
+      ValueError: a shape, dtype, rate or number of codebooks that cannot be, NaN or infinite samples.
+    """
+    rate = codec.check_rate(rate, named)
+    given = clips.audio_clips(codec, audio, lengths, sample_rate)
+    return _by_row(_run(_encode_operation(codec), (codec, rate), given).restore(), codec, rate)
+
+
+def decode(codec: TrainedCodec, codes, lengths=None):
+    """Codes to audio, float32 at `codec.sample_rate` Hz, which may exceed [-1, 1].
+
+    Args:
+      codec: what `jaxcodec.load` returns.
+      codes: int (Q', T), (B, Q', T) or a list of (Q', T), the first Q' <= Q codebooks. May be traced.
+      lengths: samples of the clip, or of each clip: codes do not hold them. None: as long as the frames reach.
+
+    Returns:
+      Audio (S,), (B, S) or a list of (S,). A batch is zero beyond each length; its S is the largest length, or, where
+      lengths are traced, as long as T frames reach.
+
+    Raises:
+      ValueError: a shape or dtype that cannot be, codes that cannot be, a length that needs more frames.
+    """
+    return _decode(_decode_operation(codec), codec, clips.codes_clips(codec, codes, lengths), lengths)
+
+
+def latents(codec: TrainedCodec, audio, *, lengths=None, sample_rate: int | None = None):
+    """Audio as for `encode` to the latents before quantization, float32 (T, D), (B, T, D) or a list of (T, D)."""
+    given = clips.audio_clips(codec, audio, lengths, sample_rate)
+    return _run(latents_operation(codec), codec, given).restore()
+
+
+def quantize(codec: TrainedCodec, latents, rate=None, **named):
+    """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T); rate as for `encode`."""
+    rate = codec.check_rate(rate, named)
+    return _by_row(_run(_QUANTIZE, (codec, rate), clips.latents_clips(codec, latents)).restore(), codec, rate)
+
+
+def dequantize(codec: TrainedCodec, codes):
+    """Codes (Q', T), (B, Q', T) or a list of (Q', T), Q' <= Q, to quantized latents (T, D), (B, T, D) or a list."""
+    return _run(_DEQUANTIZE, codec, clips.codes_clips(codec, codes)).restore()
+
+
+def synthesize(codec: TrainedCodec, latents, lengths=None):
+    """Quantized latents (T, D), (B, T, D) or a list of (T, D) to audio; `lengths` and result as for `decode`."""
+    return _decode(_synthesize_operation(codec), codec, clips.latents_clips(codec, latents, lengths), lengths)
+
+
+def reconstruct(codec: TrainedCodec, audio, rate=None, *, lengths=None, **named):
+    """Audio (S,) or (B, S) through the codec and back, differentiable in `codec` and `audio`.
+
+    The gradient passes the quantizer as if it were the identity (straight-through).
+    """
+    if isinstance(audio, list | tuple):
+        raise ValueError("reconstruct takes an array (S,) or (B, S), not a list: pad the clips and give their lengths.")
+    z = latents(codec, audio, lengths=lengths)
+    z_q = interface.straight_through(z, dequantize(codec, quantize(codec, lax.stop_gradient(z), rate, **named)))
+    if lengths is None:
+        lengths = np.full(audio.shape[:-1], audio.shape[-1])
+    decoded = synthesize(codec, z_q, lengths)
+    return jnp.pad(decoded, [(0, 0)] * (audio.ndim - 1) + [(0, max(0, audio.shape[-1] - decoded.shape[-1]))])[
+        ..., : audio.shape[-1]
+    ]
+
+
+def encode_blocks(codec: TrainedCodec, blocks: Iterable[np.ndarray], rate=None, **named) -> Iterator:
+    """Codes (Q, n) piece by piece from the consecutive pieces of one recording, float or int16 (S,): bounded memory.
+
+    Concatenated along frames they are the codes of the whole.
+    """
+    rate = codec.check_rate(rate, named)
+    pieces = (clips.audio_clips(codec, block, None, None).values[0] for block in blocks)
+    for codes in windows.run_pieces(_encode_operation(codec), (codec, rate), pieces):
+        yield np.ascontiguousarray(_by_row(codes, codec, rate))
+
+
+def decode_blocks(codec: TrainedCodec, codes: Iterable[np.ndarray], num_samples: int) -> Iterator[np.ndarray]:
+    """Audio (S,) piece by piece from the consecutive pieces (Q', n) of one recording's codes: bounded memory."""
+    pieces = (clips.codes_clips(codec, block).values[0] for block in codes)
+    remaining = num_samples
+    for blocks in windows.run_pieces(_decode_operation(codec), codec, pieces):
+        audio = blocks.reshape(-1)[:remaining]
+        remaining -= len(audio)
+        yield audio
+    if remaining:
+        raise ValueError(f"the codes end {remaining} samples before num_samples = {num_samples}.")
+
+
+# Operations on windows: of a window (G, F * unit, ...) only the elements from starts (G,) up to stops (G,) exist.
+
+
+def latents_window(codec, audio, starts, stops):
+    """Samples (G, F * hop_length) to latents (G, F, D)."""
+    mask = layers.length_mask(stops, audio.shape[1], starts)
+    z = codec.module.apply(codec.variables, audio, mask, method="analyze")
+    return z[:, : audio.shape[1] // codec.hop_length]
+
+
+def quantize_window(context, latents, starts, stops):
+    """Latents (G, F, D) to codes (G, F, Q) at the rate in `context`, (codec, rate); zero where no frame exists."""
+    codec, rate = context
+    rates = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), starts.shape), rate)
+    codes = codec.module.apply(codec.variables, latents, rates, method="encode_latents")
+    return jnp.moveaxis(codes, 1, 2) * layers.length_mask(stops, latents.shape[1], starts)[..., None]
+
+
+def encode_window(context, audio, starts, stops):
+    """Samples (G, F * hop_length) to codes (G, F, Q) at the rate in `context`, (codec, rate)."""
+    codec, _ = context
+    z = latents_window(codec, audio, starts, stops)
+    hop_length = codec.hop_length
+    return quantize_window(context, z, starts // hop_length, codec.num_frames(stops))
+
+
+def dequantize_window(codec, codes, starts, stops):
+    """Codes (G, F, Q') to quantized latents (G, F, D), zero where no frame exists."""
+    z_q = codec.module.apply(codec.variables, jnp.moveaxis(codes, 2, 1), method="dequantize")
+    return z_q * layers.length_mask(stops, codes.shape[1], starts)[..., None]
+
+
+def synthesize_window(codec, latents, starts, stops):
+    """Quantized latents (G, F, D) to blocks of samples (G, F, hop_length), zero where frame t does not exist."""
+    num_frames, hop_length = latents.shape[1], codec.hop_length
+    mask = layers.length_mask(stops, num_frames, starts)
+    audio = codec.module.apply(
+        codec.variables, latents, mask, codec.module.num_samples(num_frames), method="synthesize"
+    )
+    blocks = audio.reshape(len(audio), -1, hop_length)
+    blocks = jnp.pad(blocks, ((0, 0), (0, num_frames - blocks.shape[1]), (0, 0)))
+    return blocks * mask[..., None]
+
+
+def decode_window(codec, codes, starts, stops):
+    """Codes (G, F, Q') to blocks of samples (G, F, hop_length)."""
+    return synthesize_window(codec, dequantize_window(codec, codes, starts, stops), starts, stops)
+
+
+def latents_operation(codec):
+    """Samples to latents, as an operation on windows."""
+    return windows.Operation(latents_window, codec.hop_length, codec.module.encoder.network.context, codec.num_frames)
+
+
+def _encode_operation(codec):
+    return latents_operation(codec)._replace(step=encode_window)
+
+
+def _synthesize_operation(codec):
+    return windows.Operation(synthesize_window, 1, codec.module.decoder.network.context, lambda frames: frames)
+
+
+def _decode_operation(codec):
+    return _synthesize_operation(codec)._replace(step=decode_window)
+
+
+_QUANTIZE = windows.Operation(quantize_window, 1, (0, 0), lambda frames: frames)
+_DEQUANTIZE = _QUANTIZE._replace(step=dequantize_window)
+
+
+def _run(op, context, given: Clips) -> Clips:
+    """The results of `op` in place of the clips' values: a list of (T, ...) or, of a traced batch, (B, T, ...)."""
+    arguments = (given.values, given.lengths) if given.traced else (given.values,)
+    values = (windows.run_batch if given.traced else windows.run_clips)(op, context, *arguments)
+    return given._replace(values=values, size=op.num_frames(given.size))
+
+
+def _decode(op, codec, given, lengths):
+    """Audio from whatever `op` makes blocks of hop_length samples of; see `decode` for lengths."""
+    decode = _decode_batch if given.traced else _decode_clips
+    return decode(op, codec, given, lengths).restore()
+
+
+def _decode_clips(op, codec, given, lengths):
+    frames = [len(value) for value in given.values]
+    if lengths is None:
+        lengths = [max(0, codec.module.num_samples(count)) for count in frames]
+    lengths = clips.check_lengths(codec, lengths, frames)
+    values = [value[: codec.num_frames(length)] for value, length in zip(given.values, lengths, strict=True)]
+    blocks = _run(op, codec, given._replace(values=values)).values
+    audio = [block.reshape(-1)[:length] for block, length in zip(blocks, lengths, strict=True)]
+    return given._replace(values=audio, size=max(lengths, default=0))
+
+
+def _decode_batch(op, codec, given, lengths):
+    size = max(0, codec.module.num_samples(given.size))
+    if lengths is None:
+        lengths = np.full(len(given.values), size)
+    elif not clips.is_traced(lengths):
+        lengths = np.array(clips.check_lengths(codec, lengths, [given.size] * len(given.values)))
+        size = int(lengths.max(initial=0))
+    lengths = jnp.broadcast_to(jnp.asarray(lengths), given.lengths.shape)
+    frames = jnp.minimum(codec.num_frames(lengths), given.size)
+    blocks = _run(op, codec, given._replace(lengths=frames)).values
+    audio = blocks.reshape(len(given.values), -1)[:, :size] * layers.length_mask(lengths, size)
+    return given._replace(values=audio)
+
+
+def _by_row(codes, codec, rate):
+    """Codes (..., T, Q), or a list of them, to the rows of a rate (..., Q', T)."""
+    num_rows = codec.module.quantizer.num_rows(rate)
+    return jax.tree.map(lambda c: c[..., :num_rows].swapaxes(-1, -2), codes)

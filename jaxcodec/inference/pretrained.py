@@ -1,0 +1,128 @@
+"""Trained codecs on disk: the bundled one, orbax snapshots of a run, and single safetensors files.
+
+A safetensors file holds the weights, the quantizer's constants, the probability model of the entropy coder and, in its
+header, the recipe: all that encoding and decoding need. Tensors are named by their path, such as
+"params/encoder/network/input/kernel".
+"""
+
+import importlib.resources
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from jaxcodec import atomic, codec as codec_module, recipe
+from jaxcodec.bitstream import entropy
+from jaxcodec.inference.trained import TrainedCodec
+
+FORMAT = "jaxcodec 2"
+READABLE = ("jaxcodec 1", FORMAT)  # 1 has a flat recipe
+BUNDLED = "speech_16khz_8kbps.safetensors"
+
+
+def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCodec:
+    """A trained codec.
+
+    Args:
+      path: a safetensors file, or the checkpoint directory of a run of train.py; local or `gs://`. None: the bundled one.
+      best: of a run, the best snapshot by validation SNR, or else the latest.
+
+    Raises:
+      ValueError: there is no codec at `path`, or it cannot be read.
+    """
+    if path is None:
+        return _from_bytes(importlib.resources.files("jaxcodec").joinpath("models", BUNDLED).read_bytes(), BUNDLED)
+    location = epath.Path(path).expanduser()
+    if location.is_dir():
+        from jaxcodec.training import checkpoint
+
+        runs = location / "checkpoints"  # the directory of the run itself will do
+        params, state, config = checkpoint.load_model(str(runs if runs.is_dir() else location), best=best)
+        return make(params, state, config)
+    if not location.exists():
+        raise ValueError(f"There is no codec at {path}: expected a .safetensors file or the checkpoints of train.py.")
+    return _from_bytes(location.read_bytes(), path)
+
+
+def make(params, state, config, entropy_model=None) -> TrainedCodec:
+    """A `TrainedCodec` of params, the quantizer's state and the sections `model` and `fixes` of a config."""
+    sections = {name: config[name].to_dict() for name in ("model", "fixes")}
+    # By way of JSON, so that a codec equals itself after a file: a tuple comes back as a list.
+    config = ml_collections.FrozenConfigDict(json.loads(json.dumps(sections)))
+    module = codec_module.from_config(config.model, config.fixes)
+    params = flax.traverse_util.unflatten_dict(
+        flax.traverse_util.flatten_dict(params)
+    )  # plain dicts, whatever they were
+    params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
+    return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
+
+
+def save(codec: TrainedCodec, path: epath.PathLike, dtype: str = "float32") -> TrainedCodec:
+    """Writes one safetensors file; weights of `dtype` "float16" take half the space. Returns the codec as written.
+
+    Raises:
+      ValueError: a dtype it cannot be stored in, a weight that float16 cannot hold.
+    """
+    data = to_bytes(codec, dtype)
+    with atomic.replacing(epath.Path(path).expanduser()) as part:
+        part.write_bytes(data)
+    return _from_bytes(data, path)
+
+
+def to_bytes(codec: TrainedCodec, dtype: str = "float32") -> bytes:
+    """The content of the file that `save` writes."""
+    import safetensors.numpy
+
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f'dtype is "{dtype}", expected "float32" or "float16".')
+    with np.errstate(over="ignore"):
+        tensors = {name: array.astype(dtype) for name, array in codec.arrays.items()}
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has values that {dtype} cannot hold: store it as float32.")
+    header = {"format": FORMAT, "config": codec.config.to_dict()}
+    if codec.entropy is not None:
+        tensors |= {f"entropy/{name}": array for name, array in codec.entropy.to_arrays().items()}
+        header["entropy"] = codec.entropy.kind
+    # One key: the order of several changes from call to call, and with it the file.
+    return safetensors.numpy.save(tensors, {"jaxcodec": json.dumps(header)})
+
+
+def _from_bytes(data, path):
+    import safetensors.numpy
+
+    try:
+        tensors = safetensors.numpy.load(data)
+        size = int.from_bytes(data[:8], "little")  # safetensors' own reader gives metadata of files only, not of bytes
+        header = json.loads(json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("jaxcodec", "{}"))
+        sections = flax.traverse_util.unflatten_dict(tensors, sep="/")
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file that can be read ({error}).") from None
+    if header.get("format") not in READABLE:
+        raise ValueError(
+            f'{path} holds no codec of this version: its format is "{header.get("format")}", not "{FORMAT}".'
+        )
+    config = ml_collections.ConfigDict(header["config"] | {"model": recipe.upgraded(header["config"]["model"])})
+    module = codec_module.from_config(config.model, config.fixes)
+    tables = sections.pop("entropy", None)
+    model = entropy.from_arrays(header.get("entropy", "tables"), tables) if tables else None
+    sections = jax.tree.map(lambda array: array.astype(np.float32), sections)
+    _check_shapes(sections, module, path)
+    state = module.quantizer.state_of(sections.get(module.quantizer.collection, {}))
+    return make(sections["params"], state, config, model)
+
+
+def _check_shapes(sections, module, path):
+    """Raises `ValueError` where the arrays of a file are not those of the recipe."""
+    params, state = jax.eval_shape(module.initial, jax.random.key(0))
+    trees = {"params": params, module.quantizer.collection: module.quantizer.constants(state)}, sections
+    expected, actual = (
+        {name: array.shape for name, array in flax.traverse_util.flatten_dict(tree, sep="/").items()} for tree in trees
+    )
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            raise ValueError(f"{path}: {name} has shape {actual.get(name)}, its recipe has {expected.get(name)}.")

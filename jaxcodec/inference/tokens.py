@@ -1,0 +1,208 @@
+"""Recordings to codes by the folder, and the token files that language models are trained on.
+
+A corpus becomes shards of `shard_size` recordings each, in the order of their names:
+
+    np.load("tokens-00000-of-00012.npz")
+        codes        uint16 (Q, T)   the codes of all its recordings, one after the other along the frames
+        offsets      int64 (N + 1,)  recording i is codes[:, offsets[i] : offsets[i + 1]]
+        num_samples  int64 (N,)      its length at the codec's sample rate
+        names        str (N,)        its path below the corpus folder
+        failed, reasons              str (M,), the files that could not be read, and why
+
+beside `manifest.json`, which says what they were made with and lists what failed. A shard is there whole or not at all, so
+the command that was interrupted, started again, makes only the missing ones.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from jaxcodec import atomic, workers
+from jaxcodec.data import recordings
+from jaxcodec.inference import files, pretrained
+
+FORMAT = "jaxcodec tokens 1"
+MANIFEST = "manifest.json"
+
+
+class Summary(NamedTuple):
+    """What is in a token file."""
+
+    clips: int
+    frames: int
+    samples: int
+    failed: dict[str, str]
+
+
+def write_tokens(
+    model: str | None,
+    folder: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    num_codebooks: int | None = None,
+    shard_size: int = 1000,
+    processes: int = 1,
+    shard_index: int = 0,
+    num_shards: int = 1,
+) -> Iterator[Summary]:
+    """Writes the shards that are missing, and yields what is in each as soon as it is there.
+
+    Args:
+      model: what `jaxcodec.load` takes.
+      folder: recordings at any depth, in any format.
+      output: folder of the shards and of the manifest.
+      num_codebooks: the first so many only, all when None.
+      shard_size: recordings in a shard.
+      processes: shards made at the same time on this host.
+      shard_index: with `num_shards` hosts, each given its own index, every host makes its share.
+      num_shards: hosts that share the work, and `output`.
+
+    Raises:
+      ValueError: no recordings, settings other than those `output` was begun with, options that cannot be.
+    """
+    if min(shard_size, processes, num_shards) < 1 or not 0 <= shard_index < num_shards:
+        raise ValueError(
+            f"shard_size {shard_size}, processes {processes}, shard_index {shard_index} of num_shards {num_shards}: "
+            "expected sizes of at least 1 and 0 <= shard_index < num_shards."
+        )
+    if processes > 1:  # on a GPU they share its memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    names = [name for name, _ in recordings.list_audio(folder)]
+    output = epath.Path(output)
+    codec = pretrained.load(model)
+    if codec.module.quantizer.codebook_size is None:
+        raise ValueError(
+            f"tokens are entries of codebooks, this codec's quantizer ({codec.config.model.quantizer}) has none."
+        )
+    num_codebooks = codec.check_rate(num_codebooks)
+    _begin(output, _settings(codec, names, num_codebooks, shard_size))
+    shards = [names[i : i + shard_size] for i in range(0, len(names), shard_size)]
+    paths = [output / f"tokens-{i:05d}-of-{len(shards):05d}.npz" for i in range(len(shards))]
+    mine = range(shard_index, len(shards), num_shards)
+    done = [i for i in mine if paths[i].exists()]
+    jobs = [(os.fspath(folder), shards[i], os.fspath(paths[i]), num_codebooks) for i in mine if i not in set(done)]
+    with tqdm(total=sum(len(shards[i]) for i in mine), unit="file", disable=None, leave=False) as bar:
+        for i in done:
+            bar.update(len(shards[i]))
+            yield read_summary(paths[i])
+        if processes == 1:
+            for job in jobs:
+                yield _write_shard(codec, *job, bar.update)
+        else:
+            yield from _in_processes(model, jobs, processes, bar.update)
+    _finish(output, paths)
+
+
+def load_shard(path: epath.PathLike) -> Iterator[tuple[str, np.ndarray, int]]:
+    """(name, codes (Q, T), samples) of every recording of one token file."""
+    with np.load(path) as shard:
+        codes, offsets = shard["codes"], shard["offsets"]
+        for i, (name, num_samples) in enumerate(zip(shard["names"], shard["num_samples"], strict=True)):
+            yield str(name), codes[:, offsets[i] : offsets[i + 1]], int(num_samples)
+
+
+def read_summary(path: epath.PathLike) -> Summary:
+    """What is in one token file, without reading its codes."""
+    with epath.Path(path).open("rb") as file, np.load(file) as shard:
+        failed = dict(zip(shard["failed"].tolist(), shard["reasons"].tolist(), strict=True))
+        return Summary(len(shard["names"]), int(shard["offsets"][-1]), int(shard["num_samples"].sum()), failed)
+
+
+def _settings(codec, names, num_codebooks, shard_size):
+    """What shards of one output have in common."""
+    return dict(
+        format=FORMAT,
+        model=codec.fingerprint.hex(),
+        sample_rate=codec.sample_rate,
+        hop_length=codec.hop_length,
+        num_codebooks=num_codebooks,
+        codebook_size=codec.codebook_size,
+        shard_size=shard_size,
+        recordings=len(names),
+        names=hashlib.blake2b("\n".join(names).encode(errors="surrogateescape"), digest_size=8).hexdigest(),
+    )
+
+
+def _begin(output, settings):
+    """Writes the manifest, or checks that the one that is there says the same."""
+    path = output / MANIFEST
+    if not path.exists():
+        _write_manifest(path, settings | dict(complete=False, shards={}, failed={}))
+        return
+    try:
+        begun = json.loads(path.read_text())
+        changed = [name for name in settings if begun.get(name) != settings[name]]
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is not a manifest of tokens: give another output folder.") from None
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{output} was begun with {name} = {begun.get(name)}, this command has {settings[name]}: "
+            "give another output folder, or remove this one."
+        )
+
+
+def _finish(output, paths):
+    """Adds to the manifest what all shards that are there by now hold."""
+    path = output / MANIFEST
+    manifest = json.loads(path.read_text())
+    summaries = {shard.name: read_summary(shard) for shard in paths if shard.exists()}
+    shards = {name: dict(zip(Summary._fields[:3], summary, strict=False)) for name, summary in summaries.items()}
+    failed = {name: why for summary in summaries.values() for name, why in summary.failed.items()}
+    _write_manifest(path, manifest | dict(complete=len(shards) == len(paths), shards=shards, failed=failed))
+
+
+def _write_manifest(path, manifest):
+    with atomic.replacing(path) as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _write_shard(codec, folder, names, path, num_codebooks, progress=lambda num_files: None):
+    """Encodes one shard's recordings and writes them."""
+    path, clips, failed = epath.Path(path), [], {}
+    for leftover in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+    for encoded in files.encode_files(codec, ((name, epath.Path(folder) / name) for name in names), num_codebooks):
+        if encoded.error:
+            failed[encoded.key] = str(encoded.error)
+        else:
+            clips.append(encoded)
+        progress(1)
+    codes = [np.zeros((num_codebooks, 0), np.uint16), *(clip.codes for clip in clips)]
+    with atomic.replacing(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            codes=np.concatenate(codes, axis=1),
+            offsets=np.cumsum([one.shape[1] for one in codes], dtype=np.int64),
+            num_samples=np.array([clip.num_samples for clip in clips], np.int64),
+            names=np.array([clip.key for clip in clips], np.str_),
+            failed=np.array(list(failed), np.str_),
+            reasons=np.array(list(failed.values()), np.str_),
+        )
+    return read_summary(path)
+
+
+def _in_processes(model, jobs, processes, progress):
+    """Summaries of the shards of `jobs`, each made by one of `processes` fresh Pythons with a JAX of its own."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with workers.pool(processes, {"NPROC": str(threads)}) as pool:  # what XLA takes for the number of cores
+        shards = {pool.submit(_load_and_write_shard, model, *job): len(job[1]) for job in jobs}
+        for future in concurrent.futures.as_completed(shards):
+            summary = future.result()
+            progress(shards[future])
+            yield summary
+
+
+_load = functools.cache(pretrained.load)
+
+
+def _load_and_write_shard(model, *job):
+    return _write_shard(_load(model), *job)

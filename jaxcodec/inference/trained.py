@@ -1,0 +1,115 @@
+"""A trained codec as a pytree: weights, what the quantizer keeps, and what they mean."""
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxcodec import quantizers, recipe
+from jaxcodec.codec import Codec
+
+
+class TrainedCodec(flax.struct.PyTreeNode):
+    """Weights and quantizer of a codec, with what they mean. Made by `jaxcodec.load`."""
+
+    params: dict
+    constants: dict[str, jax.Array]  # of the quantizer: the centroids (Q, K, D) of codebooks
+    module: Codec = flax.struct.field(pytree_node=False)
+    config: Any = flax.struct.field(pytree_node=False)  # sections model and fixes of the recipe, frozen
+    entropy: Any = flax.struct.field(pytree_node=False, default=None)  # probability model of the entropy coder, or None
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.module.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return self.module.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.module.frame_rate
+
+    @property
+    def knob(self) -> quantizers.Knob:
+        """What sets its rate."""
+        return quantizers.kind_of(self.config.model).knob
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes a frame at the best rate, Q."""
+        return self.module.quantizer.num_rows(self.module.quantizer.check_rate(None))
+
+    @property
+    def codebook_size(self) -> int:
+        """Values of a code, K."""
+        least, greatest = self.module.quantizer.code_range
+        return greatest - least + 1
+
+    @property
+    def bits_per_second(self) -> float | None:
+        """Nominal rate at best, None where entropy coding alone decides."""
+        return self.module.bits_per_second(self.module.quantizer.check_rate(None))
+
+    @property
+    def causal(self) -> bool:
+        """Whether no frame sees a later one, as streaming needs."""
+        return self.module.encoder.network.causal and self.module.decoder.network.causal
+
+    @property
+    def delay(self) -> int:
+        """Samples by which the stream of decoded audio lags behind the stream of codes."""
+        return self.module.decoder.network.overlap * self.hop_length
+
+    @property
+    def latency(self) -> float | None:
+        """Algorithmic latency in seconds, from a sample to its decoded self; None where the codec is not causal."""
+        return (self.hop_length + self.delay) / self.sample_rate if self.causal else None
+
+    def num_frames(self, num_samples):
+        """Frames of a clip of `num_samples` samples, an int or an array of ints."""
+        return self.module.num_frames(num_samples)
+
+    @property
+    def variables(self) -> dict:
+        """The collections that `module.apply` takes."""
+        return self.module.collections(self.params, self.module.quantizer.state_of(self.constants))
+
+    @functools.cached_property
+    def fingerprint(self) -> bytes:
+        """8 bytes that name the weights, the quantizer and the recipe: equal for codecs that make the same codes."""
+        config = self.config.to_dict()
+        known = config | {"model": recipe.flat(config["model"])}
+        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8)
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(array.astype("<f4").tobytes())
+        return digest.digest()
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Weights and constants by their path, "params/encoder/network/input/kernel"."""
+        section = self.module.quantizer.collection
+        tree = {"params": self.params, section: self.constants}
+        return {name: np.asarray(x) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+
+    def check_rate(self, rate=None, named: dict | None = None):
+        """The rate that is meant: given, or `named` as the knob's argument, or the best for None.
+
+        Raises:
+          ValueError: a rate that this codec has not.
+          TypeError: another argument than its knob's.
+        """
+        named = dict(named or {})
+        rate = named.pop(self.knob.argument, rate)
+        if named:
+            raise TypeError(f"unexpected {', '.join(named)}: the rate of this codec is set by {self.knob.argument}.")
+        return self.module.quantizer.check_rate(rate)

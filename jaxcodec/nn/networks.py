@@ -1,0 +1,267 @@
+"""Encoder and decoder networks: what they owe, and two architectures.
+
+"mdct" works at frame rate behind an orthonormal MDCT; "seanet" is the field's habit, strided convolutions on samples
+(SoundStream, Zeghidour et al. 2021; EnCodec, Defossez et al. 2022), kept for comparison and for the original recipe. A new
+one is a function from the section `model` of a config to `Networks`, registered by its name with `architecture`; its own
+settings are the section `model.NAME`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcodec.nn import layers, spectral
+
+
+class Network(Protocol):
+    """What both networks say of themselves. A block is hop_length samples."""
+
+    causal: bool  # no frame sees a later one
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Frames (before, after) that can change a frame: what a stream remembers, and windows of long audio overlap."""
+
+
+class Analysis(Network, Protocol):
+    """The encoder's network."""
+
+    def num_frames(self, num_samples):
+        """Frames of a clip, of an int or an array of ints."""
+
+    def __call__(self, audio: jax.Array, mask: jax.Array) -> jax.Array:
+        """Audio (B, S) and which samples exist (B, S) to latents (B, T, D) float32, zero where no frame exists."""
+
+
+class Synthesis(Network, Protocol):
+    """The decoder's network."""
+
+    overlap: int  # frames after frame t that block t of samples is made of too
+
+    def __call__(self, latents: jax.Array, mask: jax.Array, num_samples: int) -> jax.Array:
+        """Latents (B, T, D) and which frames exist (B, T) to audio (B, num_samples) float32."""
+
+
+class Networks(NamedTuple):
+    """The two networks of an architecture, and samples a frame."""
+
+    analysis: Any  # a module that meets `Analysis`
+    synthesis: Any  # and one that meets `Synthesis`
+    hop_length: int
+
+
+ARCHITECTURES: dict[str, Callable[..., Networks]] = {}
+
+
+def architecture(name: str):
+    """Registers a function (section `model` of a config, what the decoder's output is multiplied by) -> `Networks`.
+
+    It raises ValueError for settings that cannot be.
+    """
+
+    def register(make):
+        ARCHITECTURES[name] = make
+        return make
+
+    return register
+
+
+def check_least(model, least: dict[str, int]):
+    """Raises `ValueError` where a value, named by its path below `model`, is too small."""
+    for path, limit in least.items():
+        value = model
+        for name in path.split("."):
+            value = value[name]
+        if value < limit:
+            raise ValueError(f"model.{path} is {value}, expected at least {limit}.")
+
+
+class _MDCTNetwork(nn.Module):
+    """What both networks of "mdct" share: ConvNeXt blocks at frame rate."""
+
+    hop_length: int
+    width: int
+    depth: int
+    kernel_size: int
+    causal: bool
+    identity: bool
+    latent_gain: float
+    dtype: jnp.dtype
+
+    def reach(self):
+        """Frames (before, after) that reach a frame through the blocks."""
+        before = self.kernel_size - 1 if self.causal else self.kernel_size // 2
+        return self.depth * before, self.depth * (self.kernel_size - 1 - before)
+
+    @nn.nowrap
+    def blocks(self, x, mask, features):
+        """Compressed inputs (B, T, C) with mask (B, T, 1) to (B, T, features) float32, near zero beside an identity path."""
+        x = nn.Dense(self.width, dtype=self.dtype, name="input")(x.astype(self.dtype))
+        for _ in range(self.depth):
+            x = layers.ConvNeXtBlock(self.kernel_size, causal=self.causal, dtype=self.dtype)(x, mask)
+        x = nn.LayerNorm(dtype=self.dtype)(x)
+        # Speech is small: beside the identity path the noise of a usual initialization would be louder.
+        kernel_init = nn.initializers.normal(1e-3) if self.identity else nn.initializers.lecun_normal()
+        return nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, name="output")(x).astype(jnp.float32)
+
+
+class MDCTAnalysis(_MDCTNetwork):
+    """MDCT, then a linear map beside ConvNeXt blocks, all at frame rate.
+
+    The linear map starts as the identity from the lowest D coefficients: at step 0 the latents are a low-passed spectrum
+    in which distances are waveform errors, and the network learns what to add.
+    """
+
+    latent_dim: int
+
+    def num_frames(self, num_samples):
+        """Frames of a clip, ceil(S / hop_length) + 1 (none for no samples): the MDCT's blocks overlap by half."""
+        return spectral.num_mdct_frames(num_samples, self.hop_length)
+
+    @property
+    def context(self):
+        """(before, after): blocks of hop_length samples that frame t needs besides block t."""
+        before, after = self.reach()
+        return before + 1, after
+
+    @nn.compact
+    def __call__(self, audio, mask):
+        spectrum = spectral.mdct(audio, self.hop_length)
+        blocks = jnp.pad(mask[:, :: self.hop_length], ((0, 0), (1, 1)))  # (B, T + 1)
+        mask = (blocks[:, :-1] | blocks[:, 1:])[..., None]  # frame t exists where block t - 1 or t does
+        # Speech spans 60 dB: a network wants it compressed.
+        latents = self.blocks(jnp.arcsinh(100.0 * spectrum), mask, self.latent_dim)
+        if self.identity:
+            latents += self.latent_gain * spectrum[..., : self.latent_dim]
+        return latents * mask
+
+
+class MDCTSynthesis(_MDCTNetwork):
+    """The mirror image of `MDCTAnalysis`: ConvNeXt blocks beside a linear map, then the inverse MDCT."""
+
+    overlap = 1  # block t of hop_length samples is the sum of two halves, from frames t and t + 1
+
+    @property
+    def context(self):
+        """(before, after): frames that block t of hop_length samples needs besides frame t."""
+        before, after = self.reach()
+        return before, after + self.overlap
+
+    @nn.compact
+    def __call__(self, latents, mask, num_samples):
+        mask = mask[..., None]
+        spectrum = self.blocks(jnp.arcsinh(latents), mask, self.hop_length)
+        if self.identity:
+            spectrum += jnp.pad(latents / self.latent_gain, ((0, 0), (0, 0), (0, self.hop_length - latents.shape[-1])))
+        return spectral.imdct(spectrum * mask, num_samples)
+
+
+class _SEANetwork(nn.Module):
+    """What both networks of "seanet" share."""
+
+    strides: tuple[int, ...]
+    width: int
+    causal: bool
+    dtype: jnp.dtype
+
+    def frames(self, samples):
+        """Frames (before, after) for a reach of `samples` to both sides together."""
+        frames = -(-samples // math.prod(self.strides))
+        return (frames, 0) if self.causal else (frames, frames)
+
+
+class SEANetAnalysis(_SEANetwork):
+    """Strided convolutions from samples to frames; channels double with every stride."""
+
+    latent_dim: int
+
+    def num_frames(self, num_samples):
+        """Frames of a clip, ceil(S / hop_length)."""
+        return -(-num_samples // math.prod(self.strides))
+
+    @property
+    def context(self):
+        """(before, after): blocks of hop_length samples that frame t needs besides block t, at most."""
+        rate, reach = 1, 6  # samples a step, samples reached beyond the present one
+        for stride in self.strides:
+            reach += (2 + stride) * rate  # the residual unit and the strided convolution
+            rate *= stride
+        return self.frames(reach + 2 * rate)
+
+    @nn.compact
+    def __call__(self, audio, mask):
+        mask = mask[..., None]
+        x = layers.Conv(self.width, 7, causal=self.causal, dtype=self.dtype)(audio[..., None].astype(self.dtype))
+        for level, stride in enumerate(self.strides):
+            x = layers.ResidualUnit(causal=self.causal, dtype=self.dtype)(x, mask)
+            width = self.width * 2 ** (level + 1)
+            x = layers.Conv(width, 2 * stride, stride, self.causal, dtype=self.dtype)(nn.elu(x) * mask)
+            mask = mask[:, ::stride]  # a step exists where its first sample does
+        x = layers.Conv(self.latent_dim, 3, causal=self.causal, dtype=self.dtype)(nn.elu(x) * mask)
+        return x.astype(jnp.float32) * mask
+
+
+class SEANetSynthesis(_SEANetwork):
+    """Sub-pixel convolutions from frames to samples, the strides of the analysis in reverse."""
+
+    overlap = 0  # block t of hop_length samples comes from frame t
+
+    @property
+    def context(self):
+        """(before, after): frames that block t of hop_length samples needs besides frame t, at most."""
+        rate = math.prod(self.strides)
+        reach = 6 * rate
+        for stride in reversed(self.strides):
+            reach += 2 * rate  # the sub-pixel convolution
+            rate //= stride
+            reach += 2 * rate  # the residual unit
+        return self.frames(reach + 6)
+
+    @nn.compact
+    def __call__(self, latents, mask, num_samples):
+        width = self.width * 2 ** len(self.strides)
+        mask = mask[..., None]
+        x = layers.Conv(width, 7, causal=self.causal, dtype=self.dtype)((latents * mask).astype(self.dtype))
+        for stride in reversed(self.strides):
+            width //= 2
+            x = layers.UpsamplingConv(width, stride, self.causal, dtype=self.dtype)(nn.elu(x) * mask)
+            mask = jnp.repeat(mask, stride, axis=1)
+            x = layers.ResidualUnit(causal=self.causal, dtype=self.dtype)(x, mask)
+        x = layers.Conv(1, 7, causal=self.causal, dtype=self.dtype)(nn.elu(x) * mask)
+        return x[:, :num_samples, 0].astype(jnp.float32)
+
+
+@architecture("mdct")
+def _mdct(model, output_scale):
+    section = model.mdct
+    names = "hop_length", "kernel_size"
+    check_least(
+        model, {f"mdct.{name}": 1 for name in names} | {f"mdct.{name}_depth": 0 for name in ("encoder", "decoder")}
+    )
+    if section.identity and model.latent_dim > section.hop_length:
+        raise ValueError(
+            f"model.latent_dim is {model.latent_dim}, but an identity path carries at most hop_length = "
+            f"{section.hop_length} coefficients: lower it or set model.mdct.identity to False."
+        )
+    shared = {name: section[name] for name in ("hop_length", "kernel_size", "identity", "latent_gain")}
+    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype))
+    analysis = MDCTAnalysis(**shared, depth=section.encoder_depth, latent_dim=model.latent_dim)
+    # The identity path is the identity at step 0 whatever the decoder's output is multiplied by.
+    shared["latent_gain"] *= output_scale
+    return Networks(analysis, MDCTSynthesis(**shared, depth=section.decoder_depth), section.hop_length)
+
+
+@architecture("seanet")
+def _seanet(model, output_scale):
+    strides = tuple(model.seanet.strides)
+    check_least(model, {"width": 2})
+    if not strides or min(strides) < 1:
+        raise ValueError(f"model.seanet.strides is {strides}, expected one or more numbers of at least 1.")
+    shared = dict(strides=strides, width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype))
+    return Networks(
+        SEANetAnalysis(**shared, latent_dim=model.latent_dim), SEANetSynthesis(**shared), math.prod(strides)
+    )

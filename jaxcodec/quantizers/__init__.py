@@ -1,0 +1,73 @@
+"""Quantizers: latents to integer codes and back, a file for each kind.
+
+`interface.Quantizer` says what a kind owes. Codec, training, inference, files, evaluation and commands ask that interface
+and the kind's `Knob`; none of them asks which kind it is. A new one is a module with a `from_config(model, fixes)`, and an
+entry of `KINDS`. Nothing here imports JAX: the command line reads the knobs before it knows whether it needs any.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Knob(NamedTuple):
+    """What a kind's rate is set with. A *rate* is a value of it, and None is the codec's best."""
+
+    name: str  # a column of tables, a flag of commands
+    argument: str  # of functions, where the rate is given by name
+    help: str
+    parse: Callable[[str], Any]  # of the flag's text; raises ValueError
+    label: str  # of a rate on the page to listen on
+    nested: bool = False  # the first rows of a clip's codes are its codes at a lower rate: files can be cut to them
+
+
+class Kind(NamedTuple):
+    """Where a kind of quantizer is found, and its knob."""
+
+    module: str  # that has `from_config(model, fixes) -> Quantizer`
+    knob: Knob
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    if (value := int(text)) < 1:
+        raise ValueError(f"{value} is less than 1")
+    return value
+
+
+KINDS = {
+    "rvq": Kind(
+        "jaxcodec.quantizers.rvq",
+        Knob(
+            name="codebooks",
+            argument="num_codebooks",
+            help="the first N only: a lower rate",
+            parse=positive,
+            label="\N{MULTIPLICATION SIGN} {}",
+            nested=True,
+        ),
+    ),
+}
+
+
+def from_config(model, fixes):
+    """The quantizer that the sections `model` and `fixes` of a config describe.
+
+    Raises:
+      ValueError: an unknown kind, settings that it cannot have.
+    """
+    return importlib.import_module(kind_of(model).module).from_config(model, fixes)
+
+
+def kind_of(model) -> Kind:
+    """The `Kind` that the section `model` of a config names."""
+    if model.quantizer not in KINDS:
+        raise ValueError(f'model.quantizer is "{model.quantizer}", expected {expected(KINDS)}.')
+    return KINDS[model.quantizer]
+
+
+def expected(names) -> str:
+    """`"a" or "b"`, to say what would have been right."""
+    return " or ".join(f'"{name}"' for name in names)

@@ -1,0 +1,121 @@
+"""What a quantizer owes to the codec around it, to training, to files and to evaluation."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Penalty(flax.struct.PyTreeNode):
+    """A term of the training loss that the quantizer adds: the mean of `values` over frames that exist."""
+
+    values: jax.Array  # (N, B, T): N values a frame
+    energy: jax.Array  # zero where no frame exists; a relative term is over its sum, not over the number of frames
+    size: int = flax.struct.field(pytree_node=False, default=1)  # elements that a value is the sum of
+
+
+class Quantized(flax.struct.PyTreeNode):
+    """Latents after quantization."""
+
+    latents: jax.Array  # (B, T, D) at the rates that were asked for
+    codes: jax.Array  # (B, Q, T) int32
+    trace: Any  # what `at`, `penalize` and `updated` of this kind need of the pass
+
+
+class Quantizer(nn.Module):
+    """A kind of quantizer, with what most kinds have in common: no state, no penalties, no codebooks.
+
+    Codes are integers (B, Q, T), Q a frame, and hold everything that `decode` needs: where it must know the rate, they say
+    it. A kind that learns without gradients keeps a pytree in the collection that it names, its *state*; training hands that
+    to `updated`, and files keep what `constants` says of it.
+    """
+
+    collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
+    penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
+
+    def __call__(self, latents, rates=None) -> Quantized:
+        """Latents (B, T, D) and a rate for each clip (B,), the best when None, to `Quantized`."""
+        raise NotImplementedError
+
+    def at(self, quantized: Quantized, rates) -> jax.Array:
+        """Quantized latents (B, T, D) at other rates (B,)."""
+        raise NotImplementedError
+
+    def encode(self, latents, rates=None):
+        """Latents (B, T, D) to codes (B, Q, T), for one rate the first `num_rows` of them."""
+        return self(latents, rates).codes
+
+    def decode(self, codes):
+        """Codes (B, Q', T) to quantized latents (B, T, D)."""
+        raise NotImplementedError
+
+    def penalize(self, latents, quantized: Quantized) -> dict[str, Penalty]:
+        """The terms that `penalties` names, with a gradient to the latents (B, T, D) only."""
+        return {}
+
+    # Its codes.
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The least and the greatest value of a code."""
+        raise NotImplementedError
+
+    @property
+    def codebook_size(self) -> int | None:
+        """K where every code is one of K entries of a codebook, whose use is then counted."""
+        return None
+
+    def num_rows(self, rate) -> int:
+        """Codes a frame, Q."""
+        raise NotImplementedError
+
+    # Its rate.
+
+    @property
+    def rates(self) -> tuple:
+        """The rates that evaluation looks at, the best last."""
+        raise NotImplementedError
+
+    def check_rate(self, rate):
+        """The best rate for None; raises `ValueError` for a rate that cannot be."""
+        raise NotImplementedError
+
+    def bits_per_frame(self, rate) -> float | None:
+        """Nominal bits, None where entropy coding alone decides."""
+        return None
+
+    # Training. `config` is the whole recipe; every function is pure and sees this replica's share of the batch.
+
+    def draw_rates(self, row_keys, config):
+        """A rate for each clip of a training batch, from a key for each (B,)."""
+        return jnp.full(row_keys.shape, self.rates[-1])
+
+    def updated(self, state, quantized: Quantized, frame_mask, row_keys, *, config, axis_name=None):
+        """The state after a step, the same on every replica."""
+        return state
+
+    def frames_to_start(self, config) -> int:
+        """Frames of latents that `started` wants, 0 for none."""
+        return 0
+
+    def started(self, rng, latents, config):
+        """The state that training begins with, from latents (N, D)."""
+        raise NotImplementedError
+
+    # Files.
+
+    def constants(self, state) -> dict[str, jax.Array]:
+        """The arrays of the state that encoding and decoding need, by name."""
+        return {}
+
+    def state_of(self, constants: dict[str, jax.Array]):
+        """The state that a snapshot stored as a dict, or one that encodes and decodes alike, from `constants`."""
+        return {}
+
+
+def straight_through(latents, z_q):
+    """`z_q`, with a gradient that passes as if it were the latents (Bengio et al. 2013)."""
+    return latents + lax.stop_gradient(z_q - latents)

@@ -1,0 +1,320 @@
+"""Residual vector quantization with codebooks learned by exponential moving averages.
+
+Pure functions over a `Codebooks` pytree, then the flax module that owns one; its rate is the number of leading codebooks.
+Sources: residual vector quantization as in SoundStream (Zeghidour et al. 2021, algorithm 1); EMA codebooks as in VQ-VAE
+(van den Oord et al. 2017, appendix A.1); revival of unused entries as in Jukebox (Dhariwal et al. 2020).
+"""
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcodec.quantizers import interface
+
+# Random streams of a row's key, told apart by number: fold_in takes no names.
+_DROPOUT, _REVIVAL = 1, 2
+
+
+class Codebooks(flax.struct.PyTreeNode):
+    """Q codebooks of K centroids and the running averages they are made of."""
+
+    centroids: jax.Array  # (Q, K, D)
+    counts: jax.Array  # (Q, K) average number of frames a step assigns to each centroid
+    sums: jax.Array  # (Q, K, D) average sum of the residuals assigned
+
+
+class Statistics(flax.struct.PyTreeNode):
+    """What one batch tells the codebooks. `counts` and `sums` add up over devices, `candidates` are merged by priority."""
+
+    counts: jax.Array  # (Q, K)
+    sums: jax.Array  # (Q, K, D)
+    candidates: jax.Array  # (Q, M, D) residuals of M frames drawn at random: seeds for unused centroids
+    priorities: jax.Array  # (M,) the random numbers that drew them, descending; -1 where the batch had too few frames
+
+
+class Trace(flax.struct.PyTreeNode):
+    """A pass through all codebooks."""
+
+    codes: jax.Array  # (B, Q, T) int32
+    stages: jax.Array  # (Q, B, T, D) the centroid each codebook chose; their sum is the quantized latent
+    residuals: jax.Array  # (Q, B, T, D) what entered each codebook
+
+
+def init_codebooks(rng, num_codebooks: int, codebook_size: int, dim: int, scale: float = 0.01) -> Codebooks:
+    """Centroids as normal noise times `scale`; counts of zero, so that the first update already follows the data."""
+    centroids = scale * jax.random.normal(rng, (num_codebooks, codebook_size, dim))
+    return Codebooks(centroids, jnp.zeros(centroids.shape[:2]), jnp.zeros_like(centroids))
+
+
+def nearest(vectors: jax.Array, centroids: jax.Array) -> jax.Array:
+    """Index of the closest centroid, vectors (..., D) and centroids (K, D) to (...) int32.
+
+    Float32 at the highest matmul precision: with bfloat16 products about one code in 200 is not the nearest.
+    """
+    products = jnp.matmul(vectors, centroids.T, precision=lax.Precision.HIGHEST)
+    half_norms = 0.5 * jnp.sum(centroids**2, axis=-1).reshape((1,) * (vectors.ndim - 1) + (-1,))
+    return jnp.argmax(products - half_norms, axis=-1).astype(jnp.int32)
+
+
+def quantize(latents: jax.Array, centroids: jax.Array) -> Trace:
+    """Latents (B, T, D) through every codebook of centroids (Q, K, D) in turn, each seeing the residual of the last."""
+
+    def stage(residual, codebook):
+        codes = nearest(residual, codebook)
+        chosen = codebook[codes]
+        return residual - chosen, (codes, chosen, residual)
+
+    _, (codes, stages, residuals) = lax.scan(stage, latents.astype(jnp.float32), centroids)
+    return Trace(jnp.moveaxis(codes, 0, 1), stages, residuals)
+
+
+def dequantize(codes: jax.Array, centroids: jax.Array) -> jax.Array:
+    """Codes (B, Q', T) of the first Q' <= Q codebooks to quantized latents (B, T, D)."""
+    num_codebooks = codes.shape[1]
+    if num_codebooks > centroids.shape[0]:
+        raise ValueError(f"codes hold {num_codebooks} codebooks, the quantizer has {centroids.shape[0]}.")
+    nothing = jnp.zeros((codes.shape[0], *codes.shape[2:], centroids.shape[-1]))
+    # In order, so that decoding codes repeats encoding's additions exactly.
+    chosen = centroids[:num_codebooks], jnp.moveaxis(codes, 1, 0)
+    return lax.scan(lambda total, stage: (total + stage[0][stage[1]], None), nothing, chosen)[0]
+
+
+def keep_codebooks(stages: jax.Array, num_codebooks: jax.Array) -> jax.Array:
+    """Quantized latents (B, T, D) from `stages` (Q, B, T, D), clip b using its first num_codebooks[b] codebooks only."""
+    used = jnp.arange(stages.shape[0])[:, None] < num_codebooks[None]
+    kept = stages * used[:, :, None, None]
+    return lax.scan(lambda total, stage: (total + stage, None), jnp.zeros_like(stages[0]), kept)[0]
+
+
+def commitment(latents: jax.Array, trace: Trace) -> jax.Array:
+    """Squared distance of what entered each codebook to the centroid it chose, (Q, B, T), gradient to the latents only.
+
+    The VQ-VAE commitment term (van den Oord et al. 2017, equation 3) at every stage, before the mean: the earlier stages'
+    centroids and the chosen one are constants, so each stage pulls the latents towards its own reconstruction.
+    """
+    constant = lax.stop_gradient(trace.residuals - trace.stages - latents[None])
+    return jnp.sum((latents[None] + constant) ** 2, axis=-1)
+
+
+def statistics(
+    trace: Trace,
+    frame_mask: jax.Array,
+    priorities: jax.Array,
+    *,
+    codebook_size: int,
+    num_candidates: int,
+    track_output: bool = False,
+) -> Statistics:
+    """EMA statistics of one batch; frames where frame_mask (B, T) is false do not exist.
+
+    The sums are those of the *residual that entered* each codebook: the average of a codebook's own output can never move
+    it (`track_output=True` makes that mistake on purpose, to study it). `priorities` (B, T) are random numbers in [0, 1);
+    the frames with the `num_candidates` highest are the candidates, so the draw does not depend on how a batch is spread
+    over devices.
+    """
+    weights = frame_mask.reshape(-1).astype(jnp.float32)
+    tracked = trace.stages if track_output else trace.residuals
+    dim = tracked.shape[-1]
+
+    def stage(carry, inputs):
+        codes, vectors = inputs
+        counts = jax.ops.segment_sum(weights, codes.reshape(-1), codebook_size)
+        sums = jax.ops.segment_sum(vectors.reshape(-1, dim) * weights[:, None], codes.reshape(-1), codebook_size)
+        return carry, (counts, sums)
+
+    _, (counts, sums) = lax.scan(stage, None, (jnp.moveaxis(trace.codes, 1, 0), tracked))
+    drawn, frames = lax.top_k(jnp.where(frame_mask, priorities, -1.0).reshape(-1), min(num_candidates, frame_mask.size))
+    candidates = trace.residuals.reshape(-1, frame_mask.size, dim)[:, frames]
+    missing = num_candidates - drawn.size
+    return Statistics(
+        counts,
+        sums,
+        jnp.pad(candidates, ((0, 0), (0, missing), (0, 0))),
+        jnp.pad(drawn, (0, missing), constant_values=-1.0),
+    )
+
+
+def merge_statistics(local: Statistics, axis_name: str | None) -> Statistics:
+    """Statistics of the global batch: counts and sums added, candidates re-drawn by priority over all devices."""
+    if axis_name is None:
+        return local
+    candidates = lax.all_gather(local.candidates, axis_name, axis=1, tiled=True)
+    priorities, order = lax.top_k(lax.all_gather(local.priorities, axis_name, tiled=True), local.priorities.size)
+    return Statistics(
+        lax.psum(local.counts, axis_name), lax.psum(local.sums, axis_name), candidates[:, order], priorities
+    )
+
+
+def update_codebooks(
+    codebooks: Codebooks, batch: Statistics, *, decay: float, revive_below: float, epsilon: float = 1e-5
+) -> Codebooks:
+    """One EMA step from the statistics of the global batch.
+
+    centroid = average sum / average count, with Laplace smoothing of the counts. An entry whose count falls below
+    `revive_below` times uniform usage is re-seeded with a candidate and given the count and the sum of a centroid in
+    average use, or the next update would undo the revival.
+    """
+    counts = decay * codebooks.counts + (1 - decay) * batch.counts
+    sums = decay * codebooks.sums + (1 - decay) * batch.sums
+    size = counts.shape[-1]
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    smoothed = (counts + epsilon) / (total + size * epsilon) * total
+    # An entry that no frame ever chose has no average to follow: its initial centroid stands.
+    centroids = jnp.where(counts[..., None] > 0, sums / jnp.maximum(smoothed, epsilon)[..., None], codebooks.centroids)
+
+    dead = counts < revive_below * total / size
+    rank = jnp.cumsum(dead, axis=-1) - 1
+    revived = dead & (rank < jnp.sum(batch.priorities >= 0))
+    seeds = jnp.take_along_axis(batch.candidates, jnp.clip(rank, 0, batch.priorities.size - 1)[..., None], axis=1)
+    counts = jnp.where(revived, total / size, counts)
+    centroids = jnp.where(revived[..., None], seeds, centroids)
+    sums = jnp.where(revived[..., None], seeds * counts[..., None], sums)
+    return Codebooks(centroids, counts, sums)
+
+
+def kmeans_codebooks(
+    rng, vectors: jax.Array, num_codebooks: int, codebook_size: int, iterations: int = 10
+) -> Codebooks:
+    """Codebooks by k-means on the latents `vectors` (N, D), one after the other on the residual; N >= codebook_size."""
+    if vectors.shape[0] < codebook_size:
+        raise ValueError(
+            f"k-means needs at least codebook_size = {codebook_size} frames, got {vectors.shape[0]}: "
+            "use a larger batch_size or a smaller codebook_size."
+        )
+    ones = jnp.ones(vectors.shape[0])
+
+    def lloyd(centroids, residual):
+        codes = nearest(residual, centroids)
+        counts = jax.ops.segment_sum(ones, codes, codebook_size)
+        means = jax.ops.segment_sum(residual, codes, codebook_size) / jnp.maximum(counts, 1)[:, None]
+        return jnp.where(counts[:, None] > 0, means, centroids), counts
+
+    def stage(residual, rng):
+        first = residual[jax.random.choice(rng, residual.shape[0], (codebook_size,), replace=False)]
+        centroids, counts = lax.scan(lambda c, _: lloyd(c, residual), first, length=iterations)
+        return residual - centroids[nearest(residual, centroids)], (centroids, counts[-1])
+
+    _, (centroids, counts) = lax.scan(stage, vectors, jax.random.split(rng, num_codebooks))
+    counts = jnp.maximum(counts, 1.0)
+    return Codebooks(centroids, counts, centroids * counts[..., None])
+
+
+def doublings(highest: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `highest`."""
+    return tuple(2**i for i in range(highest.bit_length()) if 2**i < highest) + (highest,)
+
+
+class ResidualVectorQuantizer(interface.Quantizer):
+    """Q codebooks of K centroids; no parameter is trained by gradient."""
+
+    num_codebooks: int
+    size: int
+    dim: int
+    init_scale: float = 0.01
+
+    collection = "codebooks"
+    penalties = ("commitment",)
+
+    def setup(self):
+        self.codebooks = self.variable(self.collection, "state", self._initial)
+
+    def _initial(self):
+        rng = self.make_rng("params")
+        return init_codebooks(rng, self.num_codebooks, self.size, self.dim, self.init_scale)
+
+    def __call__(self, latents, rates=None):
+        trace = quantize(lax.stop_gradient(latents), self.codebooks.value.centroids)
+        if rates is None:
+            rates = jnp.full(latents.shape[:1], self.num_codebooks)
+        return interface.Quantized(keep_codebooks(trace.stages, rates), trace.codes, trace)
+
+    def at(self, quantized, rates):
+        return keep_codebooks(quantized.trace.stages, rates)
+
+    def encode(self, latents, rates=None):
+        return quantize(latents, self.codebooks.value.centroids).codes
+
+    def decode(self, codes):
+        return dequantize(codes, self.codebooks.value.centroids)
+
+    def penalize(self, latents, quantized):
+        energy = lax.stop_gradient(latents) ** 2
+        return {"commitment": interface.Penalty(commitment(latents, quantized.trace), energy, self.dim)}
+
+    @property
+    def code_range(self):
+        return 0, self.size - 1
+
+    @property
+    def codebook_size(self):
+        return self.size
+
+    def num_rows(self, rate):
+        return rate
+
+    @property
+    def rates(self):
+        return doublings(self.num_codebooks)
+
+    def check_rate(self, rate):
+        if rate is None:
+            return self.num_codebooks
+        if not 1 <= rate <= self.num_codebooks:
+            raise ValueError(f"num_codebooks is {rate}, this codec has 1 to {self.num_codebooks}.")
+        return rate
+
+    def bits_per_frame(self, rate):
+        return rate * math.log2(self.size)
+
+    def draw_rates(self, row_keys, config):
+        """Quantizer dropout: with probability `quantizer.dropout` a clip is decoded from 1 to Q codebooks, uniformly."""
+
+        def draw(key):
+            dropped, count = jax.random.split(jax.random.fold_in(key, _DROPOUT))
+            fewer = jax.random.randint(count, (), 1, self.num_codebooks + 1)
+            return jnp.where(jax.random.uniform(dropped) < config.quantizer.dropout, fewer, self.num_codebooks)
+
+        return jax.vmap(draw)(row_keys)
+
+    def updated(self, state, quantized, frame_mask, row_keys, *, config, axis_name=None):
+        draw = functools.partial(jax.random.uniform, shape=frame_mask.shape[1:])
+        local = statistics(
+            lax.stop_gradient(quantized.trace),
+            frame_mask,
+            jax.vmap(lambda key: draw(jax.random.fold_in(key, _REVIVAL)))(row_keys),
+            codebook_size=self.size,
+            num_candidates=config.quantizer.revivals_per_step,
+            track_output=not config.fixes.ema_residual,
+        )
+        merged = merge_statistics(local, axis_name)
+        return update_codebooks(state, merged, decay=config.quantizer.decay, revive_below=config.quantizer.revive_below)
+
+    def frames_to_start(self, config):
+        """Some for k-means, none for noise."""
+        if config.quantizer.init not in ("normal", "kmeans"):
+            raise ValueError(f'quantizer.init is "{config.quantizer.init}", expected "normal" or "kmeans".')
+        return 8 * self.size if config.quantizer.init == "kmeans" else 0
+
+    def started(self, rng, latents, config):
+        """Codebooks by k-means."""
+        return jax.jit(kmeans_codebooks, static_argnums=(2, 3))(rng, latents, self.num_codebooks, self.size)
+
+    def constants(self, state):
+        return {"centroids": state.centroids}
+
+    def state_of(self, constants):
+        nothing = jnp.zeros(())  # the averages that training needs
+        return Codebooks(**{"counts": nothing, "sums": nothing, **constants})
+
+
+def from_config(model, fixes) -> ResidualVectorQuantizer:
+    """The quantizer of the section `model.rvq`."""
+    for name, least in (("num_codebooks", 1), ("codebook_size", 2)):
+        if model.rvq[name] < least:
+            raise ValueError(f"model.rvq.{name} is {model.rvq[name]}, expected at least {least}.")
+    scale = 0.01 if fixes.small_vq_init else 1.0
+    return ResidualVectorQuantizer(model.rvq.num_codebooks, model.rvq.codebook_size, model.latent_dim, scale)

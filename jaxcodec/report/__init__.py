@@ -1,0 +1,1 @@
+"""The page to listen on: what it shows (`content`) and its HTML (`webpage`)."""

@@ -1,0 +1,184 @@
+"""What the page to listen on shows: clips, what the codec and Opus make of them, measures, results."""
+
+import importlib.resources
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from jaxcodec import audio, evaluation, inference
+from jaxcodec.evaluation import alignment, opus
+from jaxcodec.inference import files, pretrained
+
+NUM_CLIPS = 12
+MAX_SECONDS = 8  # of a clip; the page carries every version of it
+SHOWN = ("snr", "segmental_snr", "pesq_wb", "estoi", "visqol")  # measures beside each version
+MEASURED = ("snr", "segmental_snr", "si_sdr", *SHOWN[2:])  # and in tables and plots
+ORIGINAL, OURS, OPUS = "original", "jaxcodec", "Opus"
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+class Clip(NamedTuple):
+    """A recording to listen to."""
+
+    name: str  # path below its folder; the first part of it is taken for the speaker
+    audio: np.ndarray  # float32 (S,)
+
+
+class Version(NamedTuple):
+    """All clips as one system renders them at one setting."""
+
+    system: str
+    setting: str
+    audio: list[np.ndarray]  # (S,) of each clip
+    num_bytes: list[int]
+    payload_bytes: list[int] | None = None  # without a container, where that makes a difference
+
+    @property
+    def label(self) -> str:
+        """What the page calls it."""
+        return f"{self.system} {self.setting}" if self.setting else self.system.capitalize()
+
+
+class Rendered(NamedTuple):
+    """What is known of the versions: themselves, a row a clip and version with its measures, remarks."""
+
+    versions: list[Version]
+    rows: list[dict]
+    missing: list[str]  # what the page should have and has not
+    remarks: list[str]
+
+
+def bundled_clips(sample_rate: int = 16000) -> tuple[list[Clip], str]:
+    """A dozen of the bundled validation clips, every speaker among them, and the notice that goes with their recordings."""
+    sample = importlib.resources.files("jaxcodec").joinpath("datasets", "sample")
+    with importlib.resources.as_file(sample) as folder:
+        paths = {str(path.relative_to(folder / "validation")): path for path in (folder / "validation").rglob("*.flac")}
+        names = sorted(paths, key=lambda name: (not name.startswith("festvox"), name))  # the human voice first
+        clips = [Clip(name, audio.load(paths[name], sample_rate)) for name in spread(names)]
+    return clips, sample.joinpath("NOTICE.md").read_text()
+
+
+def spread(names: Sequence[str], count: int = NUM_CLIPS) -> list[str]:
+    """At most `count` of `names`, as even over their first folders as can be, in their order."""
+    by_speaker: dict[str, list[str]] = {}
+    for name in names:
+        by_speaker.setdefault(speaker(name), []).append(name)
+    ranked = [(rank, name) for group in by_speaker.values() for rank, name in enumerate(group)]
+    chosen = {name for _, name in sorted(ranked, key=lambda pair: pair[0])[:count]}
+    return [name for name in names if name in chosen]
+
+
+def cut(clips: Iterable[Clip], sample_rate: int) -> list[Clip]:
+    """Clips of at most `MAX_SECONDS`."""
+    return [clip._replace(audio=clip.audio[: MAX_SECONDS * sample_rate]) for clip in clips]
+
+
+def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence, processes: int = 1) -> Rendered:
+    """The clips through the codec and through Opus, measured.
+
+    Args:
+      codec: what `jaxcodec.load` returns.
+      clips: at its sample rate.
+      rates: of the codec.
+      processes: workers that share the slow measures.
+    """
+    here = evaluation.installed()
+    missing = [f"{evaluation.MEASURES[key].title}: not installed" for key in MEASURED if key not in here]
+    originals = [clip.audio for clip in clips]
+    versions = [
+        Version(ORIGINAL, "", originals, [2 * len(clip) for clip in originals]),
+        *(_decode(codec, originals, rate) for rate in rates),
+    ]
+    remarks = []
+    if reason := opus.unavailable(codec.sample_rate):
+        missing.append(reason)
+    else:
+        seconds = sum(map(len, originals)) / codec.sample_rate
+        ours = [
+            (codec.module.bits_per_second(rate) or 8 * sum(version.num_bytes) / seconds) / 1000
+            for rate, version in zip(rates, versions[1:], strict=True)
+        ]
+        for kbps in _opus_rates(ours):
+            version, remark = _through_opus(originals, codec.sample_rate, kbps)
+            versions.append(version)
+            remarks.append(remark)
+    return Rendered(versions, _measure(clips, versions, codec.sample_rate, processes), missing, remarks)
+
+
+def _decode(codec, originals, rate):
+    trips = [files.round_trip(codec, np.asarray(inference.encode(codec, clip, rate)), len(clip)) for clip in originals]
+    return Version(OURS, codec.knob.label.format(rate), [decoded for decoded, _ in trips], [size for _, size in trips])
+
+
+def _opus_rates(ours):
+    """Opus' nominal kbit/s: ours but for those below its lowest, and half as much again as our highest."""
+    return sorted({float(max(opus.LOWEST_KBPS, rate)) for rate in (*ours, 1.5 * max(ours))})
+
+
+def _through_opus(originals, sample_rate, kbps):
+    clips = [opus.round_trip(clip, sample_rate, kbps) for clip in originals]
+    aligned, lag = alignment.align(originals, [clip.decoded for clip in clips])
+    version = Version(
+        OPUS,
+        f"{kbps:g}",
+        [clip.clip(-1.0, 1.0) for clip in aligned],
+        [clip.num_bytes for clip in clips],
+        [clip.payload_bytes for clip in clips],
+    )
+    return version, f"{version.label}: {clips[0].version} in Ogg, {lag:+g} samples of lag taken out"
+
+
+def _measure(clips, versions, sample_rate, processes):
+    """A row a version and clip, versions in the outer loop."""
+    coded = versions[1:]
+    pairs = ((clip.audio, decoded) for version in coded for clip, decoded in zip(clips, version.audio, strict=True))
+    scores = evaluation.score_pairs(pairs, sample_rate, processes, MEASURED)
+    return [
+        dict(
+            system=version.system,
+            setting=version.setting,
+            clip=clip.name,
+            seconds=len(clip.audio) / sample_rate,
+            bytes=version.num_bytes[index],
+        )
+        | next(scores)
+        for version in coded
+        for index, clip in enumerate(clips)
+    ]
+
+
+def read_results(path: epath.PathLike) -> dict:
+    """What benchmarks/rate_distortion.py wrote.
+
+    Raises:
+      ValueError: the file is not there or is not of that kind.
+    """
+    try:
+        results = json.loads(epath.Path(path).expanduser().read_text())
+        for point in results["points"]:
+            _ = point["system"], point["setting"], float(point["kbps"])
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} has no results: expected what benchmarks/rate_distortion.py writes.") from None
+    return results
+
+
+def model_name(path: epath.PathLike | None) -> str:
+    """What `--model` names: the bundled model, a file, or a run."""
+    if path is None:
+        return f"the bundled model, {pretrained.BUNDLED}"
+    location = epath.Path(path)
+    return (
+        f"the run {location.parent.name if location.name == 'checkpoints' else location.name}"
+        if location.is_dir()
+        else location.name
+    )
+
+
+def speaker(name: str) -> str:
+    """The first folder of a clip's name, or nothing."""
+    return name.split("/")[0] if "/" in name else ""

@@ -1,0 +1,219 @@
+"""A training run: its compiled functions, its data and its place in time. Every epoch it trains, evaluates, reports, saves.
+
+The one `pmap` of training stands here; the mathematics is in `training.step`.
+"""
+
+import functools
+import os
+import sys
+import time
+
+import flax.jax_utils
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from jaxcodec import codec, data, pcm, quantizers
+from jaxcodec.nn import layers
+from jaxcodec.training import checkpoint, step, summaries
+
+AXIS = "devices"
+LOG_EVERY = 10  # steps between looks at the loss
+
+
+def train(config) -> dict:
+    """Trains to the end of the last epoch, resuming from the latest snapshot; returns the last validation summary."""
+    model = codec.from_config(config.model, config.fixes)
+    run_dir = epath.Path(config.checkpoint_dir) / config.experiment_name
+    with checkpoint.Checkpoints(os.fspath(run_dir / "checkpoints"), config) as checkpoints:
+        splits = (data.open_split(config.data, split) for split in ("train", "validation"))
+        run = Run(config, model, *splits)
+        return run.loop(checkpoints, os.fspath(run_dir / "tensorboard"))
+
+
+def replicate(state):
+    """A copy of `state` on every local device, laid out as the pmapped step returns it.
+
+    flax.jax_utils.replicate names the device axis otherwise, which costs a second compilation of the step.
+    """
+    copy = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None))
+    return copy(np.arange(jax.local_device_count()), jax.tree.map(np.asarray, state))
+
+
+def first_replica(tree):
+    """What the first local device holds, on the host."""
+    return jax.device_get(flax.jax_utils.unreplicate(tree))
+
+
+class Run:
+    """One training run: its compiled functions, its data and its place in time."""
+
+    def __init__(self, config, model, train_split, validation_split):
+        self.config, self.model = config, model
+        self.train_split, self.validation_split = train_split, validation_split
+        self.crop_samples = round(config.data.crop_seconds * config.model.sample_rate)
+        self.steps_per_epoch = config.steps_per_epoch or max(
+            data.crops_per_pass(train_split, self.crop_samples) // config.batch_size, config.min_steps_per_epoch
+        )
+        self.total_steps = config.num_epochs * self.steps_per_epoch
+        self.optimizer = step.make_optimizer(config.optimizer, self.total_steps)
+        shared = dict(model=model, config=config, axis_name=AXIS)
+        update = functools.partial(step.train_step, optimizer=self.optimizer, **shared)
+        self.train_step = jax.pmap(update, AXIS, in_axes=(0, 0, None), donate_argnums=0)
+        self.eval_step = jax.pmap(functools.partial(step.eval_step, **shared), AXIS)
+        self.gradient_norms = jax.pmap(functools.partial(step.latent_gradient_norms, **shared), AXIS)
+        self.decode_example = jax.jit(model.apply)
+        self.rng = jax.random.key(config.seed)
+        self.knob = quantizers.kind_of(config.model).knob.name
+
+    def loop(self, checkpoints, log_dir) -> dict:
+        """Every epoch: train, evaluate, report, save."""
+        fresh = self.init_state()
+        state = checkpoints.restore(fresh) or self.start_quantizer(fresh)
+        done = int(state.step)
+        primary = jax.process_index() == 0
+        writer = summaries.SummaryWriter(log_dir, self.config) if primary else None
+        state = replicate(state)
+        logging.info(
+            "%s parameters, %d steps an epoch, %s, %d x %s.",
+            f"{sum(p.size for p in jax.tree.leaves(fresh.params)):,}",
+            self.steps_per_epoch,
+            self.nominal_rate(),
+            jax.device_count(),
+            jax.devices()[0].device_kind,
+        )
+        if done >= self.total_steps:
+            logging.info("This run is complete at step %d: a larger --num_epochs trains on.", done)
+        summary, seconds = {}, 0.0
+        batches = self.train_batches(done)
+        try:
+            for epoch in range(done // self.steps_per_epoch, self.config.num_epochs):
+                started = time.monotonic()
+                state, train_means = self.train_epoch(state, batches, epoch, done)
+                seconds += time.monotonic() - started
+                done = (epoch + 1) * self.steps_per_epoch
+                summary, shares = self.evaluate(state)
+                if primary:
+                    args = (epoch, self.config.num_epochs, done, seconds, summary, train_means, shares, self.knob)
+                    tqdm.write(summaries.format_report(*args), file=sys.stdout)
+                    writer.epoch(done, summary, train_means, shares)
+                    self.write_examples(writer, done, state)
+                checkpoints.save(first_replica(state), summary["snr"])
+        finally:
+            batches.close()
+            if writer is not None:
+                writer.close()
+        return summary
+
+    def nominal_rate(self):
+        """For the log."""
+        bits = self.model.bits_per_second(self.model.quantizer.rates[-1])
+        return "a variable rate" if bits is None else f"{bits:g} bit/s"
+
+    def init_state(self):
+        """A fresh state from the config's seed."""
+        average = self.config.optimizer.average_decay > 0
+        init = functools.partial(step.init_state, self.model, self.optimizer, average=average)
+        return jax.jit(init)(self.rng)
+
+    def start_quantizer(self, state):
+        """A quantizer that has seen the latents of the first batches, where its kind and the config ask for it."""
+        wanted = self.model.quantizer.frames_to_start(self.config)
+        if not wanted:
+            return state
+        collections = self.model.collections(state.params, state.quantizer)
+        analyze = jax.jit(functools.partial(self.model.apply, collections, method=codec.Codec.analyze))
+        vectors: list[np.ndarray] = []
+        # Every host sees the same global batches here, so all start alike.
+        batches = self.train_batches(0, num_devices=1, process_index=0, process_count=1)
+        while sum(len(frames) for frames in vectors) < wanted:
+            batch = next(batches)
+            audio, lengths = batch["audio"][0], batch["length"][0]
+            latents = np.asarray(analyze(audio, layers.length_mask(lengths, audio.shape[1])))
+            vectors.append(latents[np.asarray(self.model.frame_mask(lengths, latents.shape[1]))])
+        batches.close()
+        return state.replace(quantizer=self.model.quantizer.started(self.rng, np.concatenate(vectors), self.config))
+
+    def train_batches(self, start_step, **overrides):
+        """The training batches from `start_step` on, a pure function of (seed, step)."""
+        sharding = dict(
+            num_devices=jax.local_device_count(), process_index=jax.process_index(), process_count=jax.process_count()
+        )
+        return data.train_batches(
+            self.train_split,
+            seed=self.config.seed,
+            start_step=start_step,
+            batch_size=self.config.batch_size,
+            crop_samples=self.crop_samples,
+            prefetch=self.config.data.prefetch,
+            backend=self.config.data.backend,
+            gain_db=tuple(self.config.data.gain_db),
+            **(sharding | overrides),
+        )
+
+    def train_epoch(self, state, batches, epoch, done):
+        """Steps to the end of the epoch; returns the state and the epoch's mean terms."""
+        last = (epoch + 1) * self.steps_per_epoch
+        pending, history = [], []
+        with tqdm(total=last, initial=done, desc=f"epoch {epoch}", unit="step", disable=None, leave=False) as bar:
+            for number in range(done, last):
+                state, logs = self.train_step(state, next(batches), self.rng)
+                pending.append(logs)
+                if len(pending) == LOG_EVERY or number + 1 == last:
+                    history += self.fetch(pending, number + 1 - len(pending))
+                    bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
+                    bar.update(len(pending))
+                    pending = []
+        means = {name: float(np.mean([logs[name] for logs in history])) for name in history[0]}
+        scale = history[-1]["output_scale"] if self.config.fixes.learnable_scale else None
+        return state, means | {"output_scale": scale}
+
+    def fetch(self, pending, first_step):
+        """Logs of consecutive steps from the first device, as floats; a non-finite loss ends the run by name."""
+        fetched = [jax.tree.map(float, first_replica(logs)) for logs in pending]
+        for offset, logs in enumerate(fetched):
+            if not np.isfinite(logs["loss"]):
+                terms = ", ".join(f"{name} {logs[name]:.3g}" for name in step.term_names(self.model))
+                raise ValueError(
+                    f"The loss of step {first_step + offset} is not finite ({terms}): lower optimizer.learning_rate. "
+                    "The last snapshot is from before it."
+                )
+        return fetched
+
+    def evaluate(self, state):
+        """The validation summary, and each loss term's share of the gradient at the latents."""
+        params = state.params if state.average is None else state.average
+        total, norms = {}, {}
+        for batch in self.validation_batches():
+            inputs = {name: batch[name] for name in ("audio", "length")}
+            sums = first_replica(self.eval_step(params, state.quantizer, inputs))
+            total = jax.tree.map(np.add, total, sums) if total else sums
+            norms = norms or first_replica(self.gradient_norms(params, state.quantizer, inputs))
+        whole = max(sum(norms.values()), 1e-30)
+        shares = {name: float(norms[name] / whole) for name in step.term_names(self.model)}
+        return summaries.summarize_pass(total, self.model.quantizer.rates[-1]), shares
+
+    def validation_batches(self):
+        """Whole validation clips, each once."""
+        devices = jax.device_count()
+        return data.eval_batches(
+            self.validation_split,
+            batch_size=-(-self.config.eval_batch_size // devices) * devices,
+            num_devices=jax.local_device_count(),
+            max_seconds=self.config.data.max_eval_seconds,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def write_examples(self, writer, done, state):
+        """Sound and spectrograms of the first validation clips beside what they decode to."""
+        local, rate = first_replica(state), self.model.sample_rate
+        params = local.params if local.average is None else local.average
+        collections, longest = self.model.collections(params, local.quantizer), 10 * rate
+        for index in range(min(self.config.num_examples, len(self.validation_split))):
+            clip = pcm.to_float(self.validation_split[index]["audio"][:longest])
+            padded, lengths = np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
+            decoded = self.decode_example(collections, padded, lengths).audio
+            writer.pair(done, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)

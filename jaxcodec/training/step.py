@@ -1,0 +1,239 @@
+"""One update and one evaluation, as pure functions of a state and a batch: no I/O, no jit, no clock.
+
+A batch is {"audio": (B, S) float32, "length": (B,) int32}, this replica's share of the global batch. Every reduction is a
+sum over devices of a numerator divided by a sum of a denominator, so N devices compute what one would.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxcodec.codec import Codec
+from jaxcodec.nn import losses, metrics
+from jaxcodec.quantizers import interface
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes."""
+
+    step: jax.Array  # () int32
+    params: dict
+    quantizer: Any  # its state, an empty dict where it has none
+    opt_state: optax.OptState
+    average: dict | None  # exponential moving average of params, None when switched off
+
+
+def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, linear warm-up and cosine decay, from the section `optimizer` of a config."""
+    warmup_steps = min(optimizer.warmup_steps, total_steps // 2)
+    peak = optimizer.learning_rate
+    first, last = 0.0 if warmup_steps else peak, peak * optimizer.final_fraction
+    if optimizer.schedule == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, total_steps, last)
+    elif optimizer.schedule == "constant":
+        schedule = optax.linear_schedule(first, peak, warmup_steps)
+    else:
+        raise ValueError(f'optimizer.schedule is "{optimizer.schedule}", expected "cosine" or "constant".')
+    decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+    adamw = optax.adamw(schedule, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
+
+
+def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, average: bool) -> TrainState:
+    """A fresh state."""
+    params, quantizer = model.initial(rng)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        quantizer=quantizer,
+        opt_state=optimizer.init(params),
+        average=params if average else None,
+    )
+
+
+def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config, axis_name=None):
+    """One update from this replica's share of the batch.
+
+    `rng` is the run's root key, the same on every replica and step. Returns the new state and scalars for the log.
+    """
+    rng = jax.random.fold_in(rng, state.step)
+    row_keys = _row_keys(rng, batch["length"].shape[0], axis_name)
+    rates = model.quantizer.draw_rates(row_keys, config)
+
+    def loss_fn(params):
+        output = model.apply(model.collections(params, state.quantizer), batch["audio"], batch["length"], rates)
+        loss, terms = total_loss(output, batch["length"], config, axis_name)
+        return loss, (terms, output)
+
+    grads, (terms, output) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads = _sum(grads, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    seen = output.quantized, output.frame_mask, row_keys
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        quantizer=model.quantizer.updated(state.quantizer, *seen, config=config, axis_name=axis_name),
+        opt_state=opt_state,
+        average=_track(state.average, params, state.step, config.optimizer.average_decay),
+    )
+    logs = terms | {
+        "grad_norm": optax.tree.norm(grads),
+        "output_scale": params["decoder"].get("output_scale", jnp.ones(())),
+    }
+    return new_state, logs
+
+
+def total_loss(output, lengths, config, axis_name=None):
+    """This replica's share of mse + perceptual + the quantizer's penalties, each weighted; the global terms for the log."""
+    shares = loss_terms(output, lengths, config, axis_name)
+    totals = {name: _sum(lax.stop_gradient(share), axis_name) for name, share in shares.items()}
+    weighted = jnp.zeros(())
+    logs = dict(totals, loss=jnp.zeros(()))
+    for name, share in shares.items():
+        bound = loss_bound(config, name)
+        weight = loss_weight(config, name)
+        weighted += weight * losses.bounded(share, bound, totals[name])
+        logs["loss"] += weight * losses.bounded(totals[name], bound)  # nan, not the bound, for an infinite term
+    return weighted, logs
+
+
+def loss_weight(config, name: str) -> float:
+    """Weight of a term. With the fix `pure_mse` undone the spectral loss leads, as it did before the fix."""
+    if name == "perceptual" and not config.fixes.pure_mse:
+        return 1.0
+    return config.loss[f"{name}_weight"]
+
+
+def loss_bound(config, name: str) -> float:
+    """Bound of a term, infinite with the fix `loss_clamping` undone."""
+    return config.loss[f"{name}_bound"] if config.fixes.loss_clamping else float("inf")
+
+
+def loss_terms(output, lengths, config, axis_name=None) -> dict:
+    """This replica's share of each term, before weights and bounds: their sum over replicas is the global term."""
+    loss, relative = config.loss, config.loss.relative
+    num_clips = jnp.maximum(_sum(jnp.sum(lengths > 0), axis_name), 1)
+    clips = (lengths > 0) / num_clips
+    mse = losses.waveform_error(
+        output.clipped,
+        output.audio,
+        lengths,
+        relative=relative,
+        weighting=loss.error_weighting,
+        preemphasis=loss.preemphasis,
+        band_exponent=loss.band_exponent,
+    )
+    if relative and config.fixes.loss_clamping:
+        mse = losses.bounded(mse, loss.clip_bound)
+    dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
+    perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
+    return {
+        "mse": jnp.sum(mse * clips),
+        "perceptual": jnp.sum(perceptual * clips),
+        **{
+            name: _penalty(penalty, output.frame_mask, relative, axis_name)
+            for name, penalty in output.penalties.items()
+        },
+    }
+
+
+def _penalty(penalty: interface.Penalty, frame_mask, relative, axis_name):
+    """This replica's share of the mean over the batch, relative to the penalty's energy or by frame and element."""
+    total, count = jnp.sum(penalty.values * frame_mask[None]), penalty.values.shape[0]
+    if relative:
+        return total / (count * _sum(jnp.sum(penalty.energy), axis_name) + losses.SILENCE_POWER)
+    return total / (count * penalty.size * jnp.maximum(_sum(jnp.sum(frame_mask), axis_name), 1))
+
+
+def term_names(model: Codec) -> tuple[str, ...]:
+    """The terms of the loss."""
+    return ("mse", "perceptual", *model.quantizer.penalties)
+
+
+def _row_keys(rng, rows, axis_name):
+    """A key for each row of the global batch, the same whichever replica holds the row."""
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * rows
+    return jax.vmap(lambda row: jax.random.fold_in(rng, row))(first + jnp.arange(rows))
+
+
+def _track(average, params, step, decay):
+    """Moving average of the parameters with a decay that grows from 0, so that early averages forget the start."""
+    if average is None:
+        return None
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+
+
+def _sum(tree, axis_name):
+    return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def eval_step(params, quantizer, batch, *, model: Codec, config, axis_name=None) -> dict:
+    """Sums over the clips of the global batch; divide by "clips" (or "frames") for means. Consumes no randomness."""
+    collections = model.collections(params, quantizer)
+    audio, lengths = batch["audio"], batch["length"]
+    output = model.apply(collections, audio, lengths)
+    _, terms = total_loss(output, lengths, config, axis_name)
+    present = lengths > 0
+    decode = functools.partial(model.apply, collections, method=Codec.synthesize_clips)
+
+    def clip_sum(values):
+        return jnp.sum(jnp.where(present, values, 0.0))
+
+    def measure(measure_fn, decoded):
+        return clip_sum(measure_fn(output.clipped, decoded, lengths))
+
+    sums = {"clips": jnp.sum(present)}
+    levels = metrics.range_ratio, metrics.rms_ratio, metrics.optimal_gain
+    for measure_fn in (metrics.segmental_snr, metrics.si_sdr, *levels):
+        sums[measure_fn.__name__] = measure(measure_fn, output.audio)
+    for rate in model.quantizer.rates:
+        z_q = model.apply(collections, output.quantized, jnp.full(lengths.shape, rate), method=Codec.requantize)
+        sums[f"snr_{rate}"] = measure(metrics.snr, decode(z_q, lengths, audio.shape[1]))
+    sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
+    for name, signal in (("input", output.clipped), ("output", output.audio)):
+        sums[f"{name}_min"], sums[f"{name}_max"] = map(clip_sum, metrics.extent(signal, lengths))
+    sums |= _latent_sums(output, model.quantizer.codebook_size)
+    sums = _sum(sums, axis_name)
+    return sums | {name: term * sums["clips"] for name, term in terms.items()}  # terms are global already
+
+
+def _latent_sums(output, codebook_size):
+    """First and second moments of the latents and, with codebooks, how often each code was used, over frames that exist."""
+    mask = output.frame_mask.astype(jnp.float32)
+    flat = (output.latents * mask[..., None]).reshape(-1, output.latents.shape[-1])
+    sums = {
+        "frames": jnp.sum(mask),
+        "latent_sum": jnp.sum(flat, axis=0),
+        "latent_outer": jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST),
+    }
+    if codebook_size is None:
+        return sums
+    codes = jnp.moveaxis(output.quantized.codes, 1, 0).reshape(output.quantized.codes.shape[1], -1)
+    return sums | {"usage": jax.vmap(lambda c: jax.ops.segment_sum(mask.reshape(-1), c, codebook_size))(codes)}
+
+
+def latent_gradient_norms(params, quantizer, batch, *, model: Codec, config, axis_name=None) -> dict:
+    """Norm of each weighted term's gradient at the latents: who steers the encoder."""
+    collections = model.collections(params, quantizer)
+    output = model.apply(collections, batch["audio"], batch["length"])
+
+    def term(latents, name):
+        through = interface.straight_through(latents, output.quantized.latents)
+        size = batch["audio"].shape[1]
+        audio = model.apply(collections, through, batch["length"], size, method=Codec.synthesize_clips)
+        penalties = model.apply(collections, latents, output.quantized, method=Codec.penalize)
+        passed = output.replace(audio=audio, latents=latents, penalties=penalties)
+        shares = loss_terms(passed, batch["length"], config, axis_name)
+        total = _sum(lax.stop_gradient(shares[name]), axis_name)
+        bound = loss_bound(config, name)
+        return loss_weight(config, name) * losses.bounded(shares[name], bound, total)
+
+    squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in term_names(model)}
+    return jax.tree.map(jnp.sqrt, _sum(squares, axis_name))
