@@ -181,7 +181,8 @@ def train(config, epochs):
         nonfinite_steps=count_nonfinite(logs),
         output_scale=[initial_scale, *logs["output_scale"][SCALE_EVERY - 1 :: SCALE_EVERY].round(5)],
         final_terms={
-            key: float(np.mean(logs[key][-10:])) for key in ("loss", *training.term_names(run.model), "grad_norm")
+            key: float(np.mean(logs[key][-10:]))
+            for key in ("loss", *training.term_names(run.model, run.config), "grad_norm")
         },
     )
 

@@ -62,10 +62,12 @@ def get_config() -> ml_collections.ConfigDict:
     loss.band_exponent = 0.5
     loss.mse_weight = 1.0
     loss.perceptual_weight = 0.01
+    loss.loudness_weight = 0.0  # distance of loudness in bark bands; 0 leaves it out
     loss.commitment_weight = 1.0
     loss.mse_bound = 10.0
     loss.clip_bound = 1.0  # of each clip's relative error: a crop of digital silence would drown the others
     loss.perceptual_bound = 10.0
+    loss.loudness_bound = 10.0
     loss.commitment_bound = 10.0
 
     config.fixes = fixes = ml_collections.ConfigDict()

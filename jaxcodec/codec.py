@@ -71,13 +71,14 @@ class Codec(nn.Module):
         mask = layers.length_mask(lengths, audio.shape[1])
         latents = self.analyze(audio, mask)
         quantized = self.quantizer(latents, rates)
+        frame_mask = self.frame_mask(lengths, latents.shape[1])
         return CodecOutput(
             self.synthesize_clips(interface.straight_through(latents, quantized.latents), lengths, audio.shape[1]),
             self.encoder.prepare(audio, mask),
             latents,
             quantized,
-            self.penalize(latents, quantized),
-            self.frame_mask(lengths, latents.shape[1]),
+            self.penalize(latents, quantized, frame_mask),
+            frame_mask,
         )
 
     def analyze(self, audio, mask):
@@ -88,12 +89,12 @@ class Codec(nn.Module):
         """Latents (B, T, D) to `Quantized`."""
         return self.quantizer(latents, rates)
 
-    def penalize(self, latents, quantized):
+    def penalize(self, latents, quantized, frame_mask):
         """The quantizer's terms of the training loss, by name."""
-        return self.quantizer.penalize(latents, quantized)
+        return self.quantizer.penalize(latents, quantized, frame_mask)
 
     def requantize(self, quantized, rates):
-        """What `quantize` gave, as quantized latents (B, T, D) at other rates (B,)."""
+        """What `quantize` gave, at other rates."""
         return self.quantizer.at(quantized, rates)
 
     def encode_latents(self, latents, rates=None):

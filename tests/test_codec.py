@@ -271,8 +271,8 @@ def test_rates_are_exact(overrides, frame_rate, bits_per_second):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("architecture", "wavenet", 'model.architecture is "wavenet", expected "mdct" or "seanet".'),
-        ("quantizer", "fsq", 'model.quantizer is "fsq", expected "rvq".'),
+        ("architecture", "wavenet", 'model.architecture is "wavenet", expected "mdct" or "transform" or "seanet".'),
+        ("quantizer", "fsq", 'model.quantizer is "fsq", expected "rvq" or "scalar".'),
         ("dtype", "float16", 'model.dtype is "float16", expected "float32" or "bfloat16".'),
         ("rvq.num_codebooks", 0, "model.rvq.num_codebooks is 0, expected at least 1."),
         ("rvq.codebook_size", 1, "model.rvq.codebook_size is 1, expected at least 2."),

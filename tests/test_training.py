@@ -106,7 +106,8 @@ def test_gradient_shares_on_eight_devices_are_those_on_one():
     one = jax.jit(norms)(b.state, batch)
     many = on_eight_devices(norms, replicated=(None, 0))(b.state, shards(batch))
     assert (
-        set(one) == set(training.term_names(b.model)) == {"mse", "perceptual", "commitment"} and min(one.values()) > 0
+        set(one) == set(training.term_names(b.model, b.config)) == {"mse", "perceptual", "commitment"}
+        and min(one.values()) > 0
     )
     support.assert_trees_close(many, one, rtol=1e-4)
 
@@ -299,8 +300,8 @@ def test_quantizer_dropout_draws_every_count_and_can_be_switched_off():
     keys = jax.random.split(RNG, 4000)
     quantizer = bench().model.quantizer
     never, half = (support.small_config(quantizer__dropout=dropout) for dropout in (0.0, 0.5))
-    assert np.all(quantizer.draw_rates(keys, never) == 4)
-    counts = np.bincount(quantizer.draw_rates(keys, half), minlength=5) / 4000
+    assert np.all(quantizer.draw_rates(keys, None, never) == 4)
+    counts = np.bincount(quantizer.draw_rates(keys, None, half), minlength=5) / 4000
     np.testing.assert_allclose(counts, [0, 0.125, 0.125, 0.125, 0.625], atol=0.03)
 
 

@@ -29,12 +29,12 @@ class UniformQuantizer(interface.Quantizer):
         return interface.Quantized(self.decode(codes), codes, latents)
 
     def at(self, quantized, rates):
-        return self(quantized.trace, rates).latents
+        return self(quantized.trace, rates)
 
     def decode(self, codes):
         return jnp.moveaxis(codes[:, 1:] * (codes[:, :1] * UNIT), 1, 2)
 
-    def penalize(self, latents, quantized):
+    def penalize(self, latents, quantized, frame_mask):
         squares = jnp.sum(latents**2, axis=2)
         return {"magnitude": interface.Penalty(squares[None], squares, self.dim)}
 

@@ -14,7 +14,7 @@ from jaxcodec.nn import layers, spectral
 # Mean power below which a clip counts as digital silence (-80 dBFS): the divisor of a relative error never goes below.
 SILENCE_POWER = 1e-8
 STFT_LENGTHS = (512, 1024, 2048)
-# Of the weighting "band": samples a block of the MDCT, bands of equal width on the mel scale, Hz at the top of the last.
+# Of the weighting "band": samples a block of the MDCT. Bands of equal width on the mel or bark scale, Hz at their top.
 BAND_HOP, NUM_BANDS, TOP_HZ = 320, 20, 8000
 ERROR_WEIGHTINGS = ("plain", "preemphasis", "band")
 
@@ -97,6 +97,27 @@ def spectral_loss(
     """
     resolutions = [_stft_distance(reference, decoded, lengths, n, relative, dtype) for n in STFT_LENGTHS]
     return sum(resolutions) / len(resolutions)
+
+
+def loudness_loss(reference: jax.Array, decoded: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Mean distance of loudness in 20 bark bands, relative to the mean loudness of each clip; audio (B, S) to (B,).
+
+    Power in each band of an STFT of 512 samples to the 0.23 (Zwicker and Fastl 1999, chapter 8), the bark scale of Zwicker
+    and Terhardt 1980.
+    """
+    target, actual = (_loudness(x) for x in (reference, decoded))
+    num_frames = spectral.num_mdct_frames(lengths, 128)
+    mask = layers.length_mask(num_frames, target.shape[1])[..., None]
+    distance, whole = (jnp.sum(mask * x, axis=(1, 2)) for x in (jnp.abs(actual - target), target))
+    return distance / (whole + 1e-3 * jnp.maximum(num_frames, 1))
+
+
+def _loudness(audio):
+    power = spectral.stft_magnitude(audio, 512, 128) ** 2
+    hertz = TOP_HZ * np.linspace(0, 1, power.shape[-1])
+    bark = 13 * np.arctan(0.00076 * hertz) + 3.5 * np.arctan((hertz / 7500) ** 2)
+    member = np.eye(NUM_BANDS, dtype=np.float32)[np.minimum(bark / bark[-1] * NUM_BANDS, NUM_BANDS - 1).astype(int)]
+    return (jnp.matmul(power, member, precision=lax.Precision.HIGHEST) + 1e-7) ** 0.23
 
 
 def _stft_distance(reference, decoded, lengths, fft_length, relative, dtype):

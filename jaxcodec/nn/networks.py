@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcodec.nn import layers, spectral
+from jaxcodec.nn import envelope, layers, spectral
 
 
 class Network(Protocol):
@@ -80,6 +80,12 @@ def check_least(model, least: dict[str, int]):
             raise ValueError(f"model.{path} is {value}, expected at least {limit}.")
 
 
+def _mdct_mask(mask, hop_length):
+    """Which frames exist (B, T, 1), from which samples do (B, S): frame t where block t - 1 or t does."""
+    blocks = jnp.pad(mask[:, ::hop_length], ((0, 0), (1, 1)))  # (B, T + 1)
+    return (blocks[:, :-1] | blocks[:, 1:])[..., None]
+
+
 class _MDCTNetwork(nn.Module):
     """What both networks of "mdct" share: ConvNeXt blocks at frame rate."""
 
@@ -131,8 +137,7 @@ class MDCTAnalysis(_MDCTNetwork):
     @nn.compact
     def __call__(self, audio, mask):
         spectrum = spectral.mdct(audio, self.hop_length)
-        blocks = jnp.pad(mask[:, :: self.hop_length], ((0, 0), (1, 1)))  # (B, T + 1)
-        mask = (blocks[:, :-1] | blocks[:, 1:])[..., None]  # frame t exists where block t - 1 or t does
+        mask = _mdct_mask(mask, self.hop_length)
         # Speech spans 60 dB: a network wants it compressed.
         latents = self.blocks(jnp.arcsinh(100.0 * spectrum), mask, self.latent_dim)
         if self.identity:
@@ -157,6 +162,55 @@ class MDCTSynthesis(_MDCTNetwork):
         spectrum = self.blocks(jnp.arcsinh(latents), mask, self.hop_length)
         if self.identity:
             spectrum += jnp.pad(latents / self.latent_gain, ((0, 0), (0, 0), (0, self.hop_length - latents.shape[-1])))
+        return spectral.imdct(spectrum * mask, num_samples)
+
+
+class TransformAnalysis(nn.Module):
+    """An orthonormal MDCT and nothing else: F coefficients, then zeros for what a quantizer has to say beside them."""
+
+    hop_length: int
+    latent_dim: int
+
+    causal = True
+    context = (1, 0)
+
+    def num_frames(self, num_samples):
+        """Frames of a clip, ceil(S / hop_length) + 1 (none for no samples)."""
+        return spectral.num_mdct_frames(num_samples, self.hop_length)
+
+    def __call__(self, audio, mask):
+        spectrum = spectral.mdct(audio, self.hop_length)
+        mask = _mdct_mask(mask, self.hop_length)
+        return jnp.pad(spectrum * mask, ((0, 0), (0, 0), (0, self.latent_dim - self.hop_length)))
+
+
+class TransformSynthesis(_MDCTNetwork):
+    """What `quantizers.scalar` gives, improved by ConvNeXt blocks that know every step, then the inverse MDCT.
+
+    The blocks see the coefficients in steps, what the envelope expects of them, and the steps; they add to each coefficient
+    a part of its step.
+    """
+
+    overlap = 1
+
+    @property
+    def context(self):
+        """(before, after): frames that block t of hop_length samples needs besides frame t."""
+        before, after = self.reach()
+        return before, after + self.overlap
+
+    @nn.compact
+    def __call__(self, latents, mask, num_samples):
+        mask, num_bins = mask[..., None], self.hop_length
+        levels = latents[..., num_bins : num_bins + envelope.NUM_BANDS]
+        quality, shaping = latents[..., -2], latents[..., -1]
+        decibels = envelope.step_decibels(levels, quality, shaping, num_bins)
+        steps = 10 ** (decibels / 20)
+        coefficients = latents[..., :num_bins]
+        expected = (envelope.decibels(levels, num_bins) - decibels) / 20
+        inputs = jnp.arcsinh(coefficients / steps), expected, levels / 5, decibels[..., ::32] / 20
+        offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_bins)
+        spectrum = (coefficients + offsets * steps) / self.latent_gain
         return spectral.imdct(spectrum * mask, num_samples)
 
 
@@ -253,6 +307,18 @@ def _mdct(model, output_scale):
     # The identity path is the identity at step 0 whatever the decoder's output is multiplied by.
     shared["latent_gain"] *= output_scale
     return Networks(analysis, MDCTSynthesis(**shared, depth=section.decoder_depth), section.hop_length)
+
+
+@architecture("transform")
+def _transform(model, output_scale):
+    section = model.transform
+    check_least(model, {"transform.hop_length": 1, "transform.kernel_size": 1, "transform.depth": 0})
+    extra = envelope.NUM_BANDS + 2
+    if model.latent_dim != section.hop_length + extra:
+        raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {extra}.")
+    shared = dict(width=model.width, depth=section.depth, kernel_size=section.kernel_size, dtype=jnp.dtype(model.dtype))
+    synthesis = TransformSynthesis(section.hop_length, causal=True, identity=True, latent_gain=output_scale, **shared)
+    return Networks(TransformAnalysis(section.hop_length, model.latent_dim), synthesis, section.hop_length)
 
 
 @architecture("seanet")

@@ -49,6 +49,16 @@ KINDS = {
             nested=True,
         ),
     ),
+    "scalar": Kind(
+        "jaxcodec.quantizers.scalar",
+        Knob(
+            name="quality",
+            argument="quality",
+            help="step of silence in dB: 6 less, a bit more",
+            parse=float,
+            label="at {0[0]:g} dB",
+        ),
+    ),
 }
 
 

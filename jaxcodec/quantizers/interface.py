@@ -35,13 +35,14 @@ class Quantizer(nn.Module):
 
     collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
     penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
+    bypass: ClassVar[bool] = True  # a decoder can be given the latents themselves, to see what quantization costs
 
     def __call__(self, latents, rates=None) -> Quantized:
-        """Latents (B, T, D) and a rate for each clip (B,), the best when None, to `Quantized`."""
+        """Latents (B, T, D) and a rate for each clip, (B,) or a tuple of (B,), the best when None, to `Quantized`."""
         raise NotImplementedError
 
-    def at(self, quantized: Quantized, rates) -> jax.Array:
-        """Quantized latents (B, T, D) at other rates (B,)."""
+    def at(self, quantized: Quantized, rates) -> Quantized:
+        """The same latents at other rates."""
         raise NotImplementedError
 
     def encode(self, latents, rates=None):
@@ -52,8 +53,11 @@ class Quantizer(nn.Module):
         """Codes (B, Q', T) to quantized latents (B, T, D)."""
         raise NotImplementedError
 
-    def penalize(self, latents, quantized: Quantized) -> dict[str, Penalty]:
-        """The terms that `penalties` names, with a gradient to the latents (B, T, D) only."""
+    def penalize(self, latents, quantized: Quantized, frame_mask) -> dict[str, Penalty]:
+        """The terms that `penalties` names; frames where frame_mask (B, T) is false do not exist.
+
+        A gradient goes to the latents (B, T, D) and to parameters of the quantizer. One called "rate" is bits a frame.
+        """
         return {}
 
     # Its codes.
@@ -89,7 +93,11 @@ class Quantizer(nn.Module):
 
     # Training. `config` is the whole recipe; every function is pure and sees this replica's share of the batch.
 
-    def draw_rates(self, row_keys, config):
+    def name_of(self, rate) -> str:
+        """What tables call it."""
+        return str(rate)
+
+    def draw_rates(self, row_keys, batch, config):
         """A rate for each clip of a training batch, from a key for each (B,)."""
         return jnp.full(row_keys.shape, self.rates[-1])
 

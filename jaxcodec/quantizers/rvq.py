@@ -233,7 +233,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return interface.Quantized(keep_codebooks(trace.stages, rates), trace.codes, trace)
 
     def at(self, quantized, rates):
-        return keep_codebooks(quantized.trace.stages, rates)
+        return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
     def encode(self, latents, rates=None):
         return quantize(latents, self.codebooks.value.centroids).codes
@@ -241,7 +241,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
 
-    def penalize(self, latents, quantized):
+    def penalize(self, latents, quantized, frame_mask):
         energy = lax.stop_gradient(latents) ** 2
         return {"commitment": interface.Penalty(commitment(latents, quantized.trace), energy, self.dim)}
 
@@ -270,7 +270,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
     def bits_per_frame(self, rate):
         return rate * math.log2(self.size)
 
-    def draw_rates(self, row_keys, config):
+    def draw_rates(self, row_keys, batch, config):
         """Quantizer dropout: with probability `quantizer.dropout` a clip is decoded from 1 to Q codebooks, uniformly."""
 
         def draw(key):

@@ -175,7 +175,7 @@ class Run:
         fetched = [jax.tree.map(float, first_replica(logs)) for logs in pending]
         for offset, logs in enumerate(fetched):
             if not np.isfinite(logs["loss"]):
-                terms = ", ".join(f"{name} {logs[name]:.3g}" for name in step.term_names(self.model))
+                terms = ", ".join(f"{name} {logs[name]:.3g}" for name in step.term_names(self.model, self.config))
                 raise ValueError(
                     f"The loss of step {first_step + offset} is not finite ({terms}): lower optimizer.learning_rate. "
                     "The last snapshot is from before it."
@@ -192,8 +192,8 @@ class Run:
             total = jax.tree.map(np.add, total, sums) if total else sums
             norms = norms or first_replica(self.gradient_norms(params, state.quantizer, inputs))
         whole = max(sum(norms.values()), 1e-30)
-        shares = {name: float(norms[name] / whole) for name in step.term_names(self.model)}
-        return summaries.summarize_pass(total, self.model.quantizer.rates[-1]), shares
+        shares = {name: float(norms[name] / whole) for name in step.term_names(self.model, self.config)}
+        return summaries.summarize_pass(total, self.model.quantizer.name_of(self.model.quantizer.rates[-1])), shares
 
     def validation_batches(self):
         """Whole validation clips, each once."""

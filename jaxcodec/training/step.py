@@ -63,7 +63,7 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     """
     rng = jax.random.fold_in(rng, state.step)
     row_keys = _row_keys(rng, batch["length"].shape[0], axis_name)
-    rates = model.quantizer.draw_rates(row_keys, config)
+    rates = model.quantizer.draw_rates(row_keys, batch, config)
 
     def loss_fn(params):
         output = model.apply(model.collections(params, state.quantizer), batch["audio"], batch["length"], rates)
@@ -133,14 +133,12 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
         mse = losses.bounded(mse, loss.clip_bound)
     dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
     perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
-    return {
-        "mse": jnp.sum(mse * clips),
-        "perceptual": jnp.sum(perceptual * clips),
-        **{
-            name: _penalty(penalty, output.frame_mask, relative, axis_name)
-            for name, penalty in output.penalties.items()
-        },
-    }
+    terms = {"mse": jnp.sum(mse * clips), "perceptual": jnp.sum(perceptual * clips)}
+    if loss.loudness_weight:
+        terms["loudness"] = jnp.sum(losses.loudness_loss(output.clipped, output.audio, lengths) * clips)
+    for name, penalty in output.penalties.items():
+        terms[name] = _penalty(penalty, output.frame_mask, relative, axis_name)
+    return terms
 
 
 def _penalty(penalty: interface.Penalty, frame_mask, relative, axis_name):
@@ -151,9 +149,9 @@ def _penalty(penalty: interface.Penalty, frame_mask, relative, axis_name):
     return total / (count * penalty.size * jnp.maximum(_sum(jnp.sum(frame_mask), axis_name), 1))
 
 
-def term_names(model: Codec) -> tuple[str, ...]:
+def term_names(model: Codec, config) -> tuple[str, ...]:
     """The terms of the loss."""
-    return ("mse", "perceptual", *model.quantizer.penalties)
+    return ("mse", "perceptual", *["loudness"] * bool(config.loss.loudness_weight), *model.quantizer.penalties)
 
 
 def _row_keys(rng, rows, axis_name):
@@ -194,14 +192,28 @@ def eval_step(params, quantizer, batch, *, model: Codec, config, axis_name=None)
     for measure_fn in (metrics.segmental_snr, metrics.si_sdr, *levels):
         sums[measure_fn.__name__] = measure(measure_fn, output.audio)
     for rate in model.quantizer.rates:
-        z_q = model.apply(collections, output.quantized, jnp.full(lengths.shape, rate), method=Codec.requantize)
-        sums[f"snr_{rate}"] = measure(metrics.snr, decode(z_q, lengths, audio.shape[1]))
-    sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
+        rates = jax.tree.map(lambda value: jnp.full(lengths.shape, value), rate)
+        quantized = model.apply(collections, output.quantized, rates, method=Codec.requantize)
+        name = model.quantizer.name_of(rate)
+        sums[f"snr_{name}"] = measure(metrics.snr, decode(quantized.latents, lengths, audio.shape[1]))
+        sums |= _bits(model, collections, output, quantized, name)
+    if model.quantizer.bypass:
+        sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
     for name, signal in (("input", output.clipped), ("output", output.audio)):
         sums[f"{name}_min"], sums[f"{name}_max"] = map(clip_sum, metrics.extent(signal, lengths))
     sums |= _latent_sums(output, model.quantizer.codebook_size)
     sums = _sum(sums, axis_name)
     return sums | {name: term * sums["clips"] for name, term in terms.items()}  # terms are global already
+
+
+def _bits(model, collections, output, quantized, name):
+    """Bits of all clips and their seconds, where the quantizer's prior says how many."""
+    if "rate" not in model.quantizer.penalties:
+        return {}
+    arguments = output.latents, quantized, output.frame_mask
+    bits = model.apply(collections, *arguments, method=Codec.penalize)["rate"].values
+    seconds = jnp.sum(output.frame_mask) / model.frame_rate
+    return {f"bits_{name}": jnp.sum(bits * output.frame_mask[None]), "seconds": seconds}
 
 
 def _latent_sums(output, codebook_size):
@@ -228,12 +240,12 @@ def latent_gradient_norms(params, quantizer, batch, *, model: Codec, config, axi
         through = interface.straight_through(latents, output.quantized.latents)
         size = batch["audio"].shape[1]
         audio = model.apply(collections, through, batch["length"], size, method=Codec.synthesize_clips)
-        penalties = model.apply(collections, latents, output.quantized, method=Codec.penalize)
+        penalties = model.apply(collections, latents, output.quantized, output.frame_mask, method=Codec.penalize)
         passed = output.replace(audio=audio, latents=latents, penalties=penalties)
         shares = loss_terms(passed, batch["length"], config, axis_name)
         total = _sum(lax.stop_gradient(shares[name]), axis_name)
         bound = loss_bound(config, name)
         return loss_weight(config, name) * losses.bounded(shares[name], bound, total)
 
-    squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in term_names(model)}
+    squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in term_names(model, config)}
     return jax.tree.map(jnp.sqrt, _sum(squares, axis_name))

@@ -14,13 +14,17 @@ def summarize_pass(sums: dict, best_rate) -> dict:
     """Means and derived figures of a validation pass, from the sums of `training.eval_step`.
 
     `snr` is that of the best rate: the mean over clips of each clip's SNR in dB, as for every other measure. There is no
-    usage without codebooks.
+    usage without codebooks; `kbps_RATE` is the entropy under the quantizer's prior, where it has one.
     """
     sums = {name: np.asarray(value, np.float64) for name, value in sums.items()}
     clips, frames = sums.pop("clips"), sums.pop("frames")
     mean, usage = sums.pop("latent_sum") / frames, sums.pop("usage", None)
     covariance = sums.pop("latent_outer") / frames - np.outer(mean, mean)
-    summary = {name: float(value / clips) for name, value in sums.items()}
+    seconds = sums.pop("seconds", None)
+    rates = {
+        f"kbps_{name[5:]}": float(sums.pop(name) / seconds / 1000) for name in list(sums) if name.startswith("bits_")
+    }
+    summary = rates | {name: float(value / clips) for name, value in sums.items()}
     summary |= {
         "snr": summary[f"snr_{best_rate}"],
         "clips": int(clips),
@@ -42,7 +46,7 @@ def diagnose(summary: dict, output_scale: float | None) -> list[str]:
     scale = math.nan if output_scale is None else output_scale
     ratio, mse = summary["range_ratio"], summary["mse"]
     collapsed = ", ".join(str(i + 1) for i in np.flatnonzero(summary.get("usage", np.ones(0)) < 0.05))
-    loss_is_finite, unquantized = math.isfinite(summary["loss"]), summary["snr_unquantized"]
+    loss_is_finite, unquantized = math.isfinite(summary["loss"]), summary.get("snr_unquantized", 0.0)
     causes = {
         "the loss is not finite: lower optimizer.learning_rate or check the data for bad clips": not loss_is_finite,
         "output_scale is not a parameter: fixes.learnable_scale is off": output_scale is None,
@@ -69,7 +73,8 @@ def format_report(
       knob: what the quantizer's rate is set with.
     """
     names = [name[4:] for name in summary if name.startswith("snr_") and name != "snr_unquantized"]
-    rates = [*sorted(names, key=float), "unquantized"]
+    rates = [*sorted(names, key=float), *["unquantized"] * ("snr_unquantized" in summary)]
+    kbps = [f"{summary[name]:.2f}" if name in summary else "" for name in (f"kbps_{rate}" for rate in rates)]
     scale = train["output_scale"]
     levels = {
         "input range": f"{summary['input_min']:+.3f} {summary['input_max']:+.3f}",
@@ -82,7 +87,11 @@ def format_report(
     lines = [
         f"epoch {epoch} of {num_epochs}   step {step}   {_clock(seconds)} of training   "
         f"{summary['clips']} validation clips",
-        *_table([knob, *rates], ["SNR dB", *(f"{summary[f'snr_{rate}']:.2f}" for rate in rates)]),
+        *_table(
+            [knob, *rates],
+            *[["kbit/s", *kbps]] * any(kbps),
+            ["SNR dB", *(f"{summary[f'snr_{rate}']:.2f}" for rate in rates)],
+        ),
         f"  segmental SNR {summary['segmental_snr']:.2f} dB   SI-SDR {summary['si_sdr']:.2f} dB",
         *_table(["level", *levels], ["", *levels.values()]),
         *_table(

@@ -1,0 +1,44 @@
+"""Files: an entropy-coded spectrum, one model for every rate; 16 kHz mono.
+
+Scalar codes of an MDCT at 50 frames/s, at steps that follow the spectral envelope, with a learned prior and a decoder that
+fills in what was rounded away. The rate follows the speech and the quality that is asked for.
+
+    python train.py --config configs/telugu_vbr.py
+"""
+
+import ml_collections
+
+from configs import telugu
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe of the flagship with another transform, quantizer and balance."""
+    config = telugu.get_config()
+    config.experiment_name = "telugu_vbr"
+    config.batch_size = 12
+
+    config.model.architecture = "transform"
+    config.model.quantizer = "scalar"
+    config.model.latent_dim = 320 + 13  # coefficients, eleven levels of the envelope, quality and shaping
+
+    config.model.transform = transform = ml_collections.ConfigDict()
+    transform.hop_length = 320  # samples a frame
+    transform.depth = 5
+    transform.kernel_size = 7  # frames
+
+    config.model.scalar = scalar = ml_collections.ConfigDict()
+    scalar.width = 192  # of the prior
+    scalar.depth = 3
+
+    config.quantizer.quality_range = (-7.0, 9.0)  # dB around what suits a clip's level: some 5 to 15 kbit/s
+
+    config.loss.error_weighting = "band"
+    config.loss.mse_weight = 20.0
+    config.loss.perceptual_weight = 1.0
+    config.loss.loudness_weight = 1.0
+    config.loss.rate_weight = 0.003  # a bit a frame
+    config.loss.rate_bound = 1e5
+
+    config.optimizer.learning_rate = 2e-3
+    config.data.gain_db = (-15.0, 3.0)
+    return config

@@ -1,0 +1,211 @@
+"""Scalar codes of a spectrum: envelope, steps, dead zone, and a prior whose probabilities add up."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxcodec
+from configs import telugu_vbr
+from jaxcodec import codec, training
+from jaxcodec.inference import pretrained
+from jaxcodec.nn import envelope
+from jaxcodec.quantizers import scalar
+from tests import support
+
+F, EXTRA = 64, scalar.EXTRA
+
+
+def small_config():
+    """The recipe for files with everything made small."""
+    config = telugu_vbr.get_config()
+    config.update_from_flattened_dict(
+        {
+            "model.latent_dim": F + EXTRA,
+            "model.width": 16,
+            "model.transform.hop_length": F,
+            "model.transform.depth": 1,
+            "model.transform.kernel_size": 3,
+            "model.scalar.width": 16,
+            "model.scalar.depth": 1,
+        }
+    )
+    return config.lock()
+
+
+@functools.cache
+def bench():
+    """Model, state and a batch of four clips."""
+    model = support.make_model(small_config())
+    return model, support.make_state(model), support.make_batch((1024, 700, 0, 64), 1024)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A codec with weights that are not small."""
+    _, state, _ = bench()
+    params = jax.tree.map(
+        lambda x: x + 0.05 * np.random.default_rng(0).standard_normal(x.shape, np.float32), state.params
+    )
+    return pretrained.make(params, state.quantizer, small_config())
+
+
+def quantize(latents, quality=-20.0, shaping=1.0):
+    rates = tuple(jnp.full(len(latents), value) for value in (quality, shaping))
+    return scalar.ScalarQuantizer(F, 8, 1).apply({}, latents, rates)
+
+
+def spectrum(level=0.1, frames=9, seed=0):
+    noise = np.random.default_rng(seed).standard_normal((2, frames, F)).astype(np.float32)
+    return np.pad(level * noise * 0.95 ** np.arange(F), ((0, 0), (0, 0), (0, EXTRA)))
+
+
+@pytest.mark.parametrize("num_bins", [64, 320, 400])
+def test_bands_part_the_coefficients_and_interpolation_keeps_a_constant(num_bins):
+    bands = envelope.bands(num_bins)
+    assert bands.shape == (num_bins, envelope.NUM_BANDS) and np.all(bands.sum(1) == 1) and bands.sum(0).min() >= 1
+    assert np.all(np.diff(bands.argmax(1)) >= 0)
+    np.testing.assert_allclose(envelope.interpolation(num_bins).sum(0), 1, rtol=1e-6)
+
+
+def test_the_envelope_is_the_power_of_each_band_in_levels_of_4_db():
+    flat = np.full((1, 1, 320), 0.1, np.float32)
+    np.testing.assert_array_equal(envelope.levels(flat)[0, 0], -5)  # -20 dB
+    np.testing.assert_array_equal(envelope.levels(0 * flat)[0, 0], -23)
+    louder = flat * np.where(np.arange(320) < 8, 10, 1)
+    np.testing.assert_array_equal(envelope.levels(louder)[0, 0], [0, *[-5] * 10])
+
+
+def test_without_shaping_all_steps_are_one_and_with_it_they_follow_the_speech():
+    levels = envelope.levels(spectrum()[..., :F])
+    quality = np.full((2, 9), -20.0)
+    np.testing.assert_array_equal(envelope.step_decibels(levels, quality, 0 * quality, F), -20)
+    shaped = envelope.step_decibels(levels, quality, np.ones((2, 9)), F)
+    assert np.mean(shaped[..., 0] - shaped[..., -1]) > 3
+
+
+@pytest.mark.parametrize("shaping", [0.0, 0.5, 1.0])
+def test_what_comes_back_is_within_a_step_and_zeros_stay_zero(shaping):
+    latents = spectrum()
+    quantized = quantize(latents, -30.0, shaping)
+    assert quantized.codes.shape == (2, F + EXTRA, 9)
+    np.testing.assert_array_equal(quantized.codes[:, 0], -30 / scalar.QUALITY_DB)
+    np.testing.assert_array_equal(quantized.codes[:, 1], shaping * scalar.SHAPINGS)
+    levels = np.moveaxis(quantized.codes[:, 2:EXTRA], 1, 2).astype(np.float32)
+    steps = 10 ** (envelope.step_decibels(levels, np.full((2, 9), -30.0), np.full((2, 9), shaping), F) / 20)
+    error = np.abs(quantized.latents[..., :F] - latents[..., :F])
+    assert np.all(error <= (1 - scalar.ROUNDING) * steps * 1.0001) and np.any(error > 0.5 * steps)
+    small = np.abs(latents[..., :F]) < (1 - scalar.ROUNDING) * steps * 0.999
+    assert np.any(small) and not np.any(quantized.latents[..., :F][small])
+    np.testing.assert_array_equal(quantized.latents[..., F:-2], levels)
+
+
+def test_speech_20_db_quieter_has_the_same_codes_at_a_quality_8_db_lower():
+    loud, quiet = quantize(spectrum(0.2), -16.0), quantize(spectrum(0.02), -24.0)
+    np.testing.assert_array_equal(loud.codes[:, EXTRA:], quiet.codes[:, EXTRA:])
+    np.testing.assert_array_equal(loud.codes[:, 2:EXTRA], quiet.codes[:, 2:EXTRA] + 5)
+
+
+@pytest.mark.parametrize(("present", "more"), [(0.0, 0.0), (-3.0, 2.0), (4.0, -1.5)])
+def test_the_priors_probabilities_of_a_coefficient_add_up_to_one(present, more):
+    magnitudes = jnp.arange(400.0)
+    signs = np.where(magnitudes > 0, 2, 1)
+    probabilities = signs * 2.0 ** -scalar.coefficient_bits(present, more, magnitudes)
+    np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(probabilities[0], 1 / (1 + np.exp(present)), rtol=1e-5)
+    np.testing.assert_allclose(probabilities[2] / probabilities[1], 1 / (1 + np.exp(more)), rtol=1e-4)
+
+
+def passes(index):
+    """The pass in which a coefficient is coded."""
+    return np.select([index % 4 == 0, index % 4 == 2], [0, 1], 2)
+
+
+@pytest.mark.parametrize("jitted", [True, False])
+def test_the_prior_never_sees_what_is_not_decoded_yet(jitted):
+    prior, rng, frames = scalar.Prior(8, 1), np.random.default_rng(0), 6
+    magnitudes = rng.integers(0, 4, (1, frames, F)).astype(np.float32)
+    levels = rng.integers(-9, 3, (1, frames, 11)).astype(np.float32)
+    steps, mask = np.zeros((1, frames, F), np.float32), np.ones((1, frames, 1), bool)
+    params = prior.init(jax.random.key(0), magnitudes, levels, steps, mask)
+    params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(np.float32), params)
+    apply = jax.jit(prior.apply) if jitted else prior.apply
+
+    def bits(magnitudes, levels):
+        return [np.asarray(x[0]) for x in apply(params, magnitudes, levels, steps, mask)]
+
+    plain, at, index = bits(magnitudes, levels), 3, np.arange(F)
+    for edited in (0, 2, 5, 32, 62, 63):
+        other = magnitudes.copy()
+        other[0, at, edited] += 1
+        coefficients, changes = bits(other, levels)
+        same = np.isclose(coefficients, plain[0], rtol=1e-4, atol=1e-4)
+        assert same[:at].all() and not same[at, edited]
+        early = (passes(index) <= passes(edited)) & (index != edited)
+        assert same[at, early].all()
+        assert not same[at, passes(index) > passes(edited)].all() or passes(edited) == 2
+        assert not same[at + 1].all()
+        np.testing.assert_allclose(changes[: at + 1], plain[1][: at + 1], rtol=1e-4)  # the envelope goes before
+    for edited in (0, 4, 10):
+        other = levels.copy()
+        other[0, at, edited] += 1
+        coefficients, changes = bits(magnitudes, other)
+        same = np.isclose(changes, plain[1], rtol=1e-4, atol=1e-4)
+        assert same[:at].all() and same[at, :edited].all() and not same[at, edited]
+        np.testing.assert_allclose(coefficients[:at], plain[0][:at], rtol=1e-4)
+
+
+def test_rate_and_distance_fall_in_training_and_no_parameter_is_dead():
+    config = small_config()
+    model, _, batch = bench()
+    optimizer = optax.adam(1e-3)
+    state = support.make_state(model, optimizer)
+    step = jax.jit(functools.partial(training.train_step, model=model, optimizer=optimizer, config=config))
+    evaluate = jax.jit(functools.partial(training.eval_step, model=model, config=config))
+    first, sums = state.params, [evaluate(state.params, state.quantizer, batch)]
+    for _ in range(40):
+        state, _ = step(state, batch, jax.random.key(0))
+    sums.append(evaluate(state.params, state.quantizer, batch))
+    assert sums[1]["bits_0"] < 0.8 * sums[0]["bits_0"]
+    assert sums[1]["perceptual"] < sums[0]["perceptual"]
+    for (path, old), new in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(state.params), strict=True):
+        assert np.any(old != new), jax.tree_util.keystr(path)
+
+
+def test_evaluation_says_bits_at_every_rate_and_a_finer_step_costs_more():
+    model, state, batch = bench()
+    sums = jax.jit(functools.partial(training.eval_step, model=model, config=small_config()))(
+        state.params, state.quantizer, batch
+    )
+    bits, snrs = ([float(sums[f"{what}_{name}"]) for name in ("0", "-6", "-12", "-18")] for what in ("bits", "snr"))
+    assert bits == sorted(bits) and snrs == sorted(snrs) and bits[0] > 0
+    assert "snr_unquantized" not in sums and "usage" not in sums
+    np.testing.assert_allclose(sums["seconds"], np.sum(model.num_frames(batch["length"])) * F / 16000, rtol=1e-6)
+
+
+def test_a_list_pieces_a_stream_and_a_file_have_the_codes_of_the_clip(trained):
+    clip, hop = support.speech_like(1, 60 * F)[0], F
+    codes = np.asarray(jaxcodec.encode(trained, clip, -20.0))
+    decoded = np.asarray(jaxcodec.decode(trained, codes, len(clip)))
+    assert codes.shape == (F + EXTRA, 61) and np.abs(codes[EXTRA:]).max() > 2
+    np.testing.assert_array_equal(jaxcodec.encode(trained, [clip[:100], clip], quality=-20.0)[1], codes)
+    np.testing.assert_array_equal(jaxcodec.unpack(trained, jaxcodec.pack(trained, codes, len(clip))).codes, codes)
+    state, heard = jaxcodec.init_stream(trained), []
+    for start in range(0, 60 * hop, 4 * hop):
+        state, part = jaxcodec.encode_step(trained, state, clip[start : start + 4 * hop], -20.0)
+        np.testing.assert_array_equal(part, codes[:, start // hop : start // hop + 4])
+        state, audio = jaxcodec.decode_step(trained, state, part)
+        heard.append(audio)
+    np.testing.assert_allclose(np.concatenate(heard)[trained.delay :], decoded[: -trained.delay], atol=1e-5)
+
+
+def test_what_cannot_be_is_refused_in_one_line(trained):
+    with pytest.raises(ValueError, match=r"quality 99 dB, shaping 1.0: expected -120 to 40 and 0 to 1"):
+        jaxcodec.encode(trained, np.zeros(100, np.float32), 99)
+    config = small_config().copy_and_resolve_references().unlock()
+    config.model.latent_dim = F
+    with pytest.raises(ValueError, match=rf"model.latent_dim is {F}, expected hop_length \+ {EXTRA}"):
+        codec.from_config(config.model, config.fixes)
