@@ -202,7 +202,6 @@ def pack(
         raise ValueError(f"the kind is {kind!r}, expected 1 to {MAX_KIND_BYTES} printable ASCII characters.")
     if len(fingerprint) != 8:
         raise ValueError(f"the fingerprint must have 8 bytes, got {len(fingerprint)}.")
-    num_codebooks, num_frames = codes.shape
     header = Header(
         version=1 if (kind, least_code) == (CODEBOOKS, 0) else 2,
         fingerprint=bytes(fingerprint),
@@ -210,15 +209,14 @@ def pack(
         sample_rate=int(sample_rate),
         hop_length=int(hop_length),
         num_samples=int(num_samples),
-        num_codebooks=num_codebooks,
+        num_codebooks=codes.shape[0],
         codebook_size=int(codebook_size),
-        num_frames=num_frames,
+        num_frames=codes.shape[1],
         block_frames=int(block_frames),
         kind=kind,
         least_code=int(least_code),
     )
-    problem = _problem(header.version, _fields(header))
-    if problem:
+    if problem := _problem(header.version, _fields(header)):
         raise ValueError(f"cannot write {problem}.")
     return _write(header, codes, entropy_model)
 
@@ -281,12 +279,11 @@ def unpack(
             begin, end = max(first, start_frame), min(last, stop_frame)
             try:
                 block = _read_block(data, header, header_crc, number, blocks[number], entropy_model)
+                codes[:, begin - start_frame : end - start_frame] = block[:, begin - first : end - first]
             except DamagedBlock:
                 if errors == "raise":
                     raise
                 damaged.append((begin, end))
-            else:
-                codes[:, begin - start_frame : end - start_frame] = block[:, begin - first : end - first]
     return Content(header, codes, damaged)
 
 
@@ -323,15 +320,13 @@ def _problem(version: int, fields: dict[str, int]) -> str | None:
 
 
 def _assemble(header: Header, payloads: list[tuple[bytes, bool]]) -> bytes:
-    head = bytearray(MAGIC)
-    head += bytes([header.version, header.coding])
+    head = bytearray([*MAGIC, header.version, header.coding])
     if header.version > 1:
         head += _varint(len(header.kind)) + header.kind.encode()
     head += header.fingerprint + (header.entropy_digest or b"")
-    for value in _fields(header).values():
-        head += _varint(abs(value))  # the only one below zero, least_code, is never above
-    for payload, coded in payloads:
-        head += _varint(2 * len(payload) + coded)
+    numbers = [abs(value) for value in _fields(header).values()]  # the only one below zero, least_code, is never above
+    numbers += [2 * len(payload) + coded for payload, coded in payloads]
+    head += b"".join(map(_varint, numbers))
     header_crc = zlib.crc32(head)
     parts = [bytes(head), header_crc.to_bytes(4, "little")]
     for number, (payload, _) in enumerate(payloads):
@@ -373,8 +368,7 @@ def _read_fields(reader) -> Header:
     fields = {name: reader.varint() for name in VERSIONS[version].limits}
     if version > 1:
         fields["least_code"] *= -1
-    problem = _problem(version, fields)
-    if problem:
+    if problem := _problem(version, fields):
         raise DamagedHeader(f"the header says {problem}")
     num_frames = -(-fields["num_samples"] // fields["hop_length"]) + fields.pop("extra_frames")
     return Header(version, fingerprint, digest, num_frames=num_frames, coding=coding, kind=kind, **fields)
@@ -425,14 +419,10 @@ def _block_crc(header_crc: int, number: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(header_crc.to_bytes(4, "little") + number.to_bytes(4, "little")))
 
 
-def _num_codes(header: Header, number: int) -> int:
-    start, stop = header.block_range(number)
-    return header.num_codebooks * (stop - start)
-
-
 def _check_size(header: Header, number: int, block: _Block) -> None:
     """A stored block has exactly one size, a coded one is smaller, and not smaller than its padding."""
-    num_codes = _num_codes(header, number)
+    start, stop = header.block_range(number)
+    num_codes = header.num_codebooks * (stop - start)
     stored = -(-num_codes * header.code_bits // 8)
     least = -(-num_codes // VERSIONS[header.version].max_codes_per_byte)
     valid = least <= block.size < stored if block.coded else block.size == stored
@@ -471,10 +461,7 @@ def _store(codes: np.ndarray, header: Header) -> bytes:
 def _restore(payload: bytes, shape: tuple[int, int], bits: int) -> np.ndarray:
     """What `_store` wrote, (Q, n) uint16."""
     digits = np.unpackbits(np.frombuffer(payload, np.uint8), count=shape[0] * shape[1] * bits).reshape(-1, bits)
-    codes = np.zeros(len(digits), np.uint16)
-    for digit in digits.T:
-        codes = codes << np.uint16(1) | digit
-    return codes.reshape(shape)
+    return (digits @ (1 << np.arange(bits - 1, -1, -1, dtype=np.uint16))).reshape(shape)
 
 
 def _encode(codes: np.ndarray, header: Header, entropy_model: entropy.ProbabilityModel) -> bytes:

@@ -323,15 +323,8 @@ def fit(
 
 def _shift(codes: np.ndarray, offset: int, outside: int) -> np.ndarray:
     """codes[t + offset] for every frame t, `outside` where there is no such frame."""
-    if offset == 0:
-        return codes
-    shifted = np.full(codes.shape, outside, np.int32)
-    if abs(offset) < len(codes):
-        if offset < 0:
-            shifted[-offset:] = codes[:offset]
-        else:
-            shifted[:-offset] = codes[offset:]
-    return shifted
+    padded = np.pad(codes.astype(np.int32), abs(offset), constant_values=outside)
+    return padded[abs(offset) + offset :][: len(codes)]
 
 
 def _count(contexts, codes, num_contexts, codebook_size) -> np.ndarray:

@@ -43,9 +43,8 @@ def export_stablehlo(
         if platform not in ("cpu", "cuda", "rocm", "tpu"):
             raise ValueError(f'platform is "{platform}", expected "cpu", "cuda", "rocm" or "tpu".')
     directory = _make(directory)
-    functions = {"encode": (_encode, _audio_arguments(codec)), "decode": (_decode, _codes_arguments(codec))}
     paths = []
-    for name, (function, arguments) in functions.items():
+    for name, function, arguments in zip(("encode", "decode"), (_encode, _decode), _arguments(codec), strict=True):
         # A closure, not an argument: the weights become constants.
         exported = export.export(jax.jit(lambda *xs, f=function: f(codec, *xs)), platforms=platforms)(
             *arguments.values()
@@ -71,10 +70,11 @@ def export_onnx(codec: TrainedCodec, directory: epath.PathLike) -> list[epath.Pa
     from jaxcodec.export import onnx_graph
 
     directory = _make(directory)
+    audio, codes = _arguments(codec)
     metadata = {name: str(value) for name, value in _description(codec).items()}
     functions = {
-        "encode": (lambda *xs: _codes_and_latents(codec, *xs), _audio_arguments(codec), ("codes", "latents")),
-        "decode": (lambda *xs: (_decode(codec, *xs),), _codes_arguments(codec), ("audio",)),
+        "encode": (lambda *xs: _codes_and_latents(codec, *xs), audio, ("codes", "latents")),
+        "decode": (lambda *xs: (_decode(codec, *xs),), codes, ("audio",)),
     }
     models = {name: onnx_graph.convert(*parts, metadata).SerializeToString() for name, parts in functions.items()}
     agreement = _check_onnx(codec, models)
@@ -110,20 +110,13 @@ def _codes_and_latents(codec, audio, lengths):
     return codec.module.apply(codec.variables, latents, method="encode_latents"), latents
 
 
-def _audio_arguments(codec):
+def _arguments(codec):
+    """Shapes of the encoder's and of the decoder's arguments, by name."""
     batch, blocks = export.symbolic_shape("b, t")
-    return {
-        "audio": jax.ShapeDtypeStruct((batch, codec.hop_length * blocks), jnp.float32),
-        "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
-    }
-
-
-def _codes_arguments(codec):
-    batch, blocks = export.symbolic_shape("b, t")
-    return {
-        "codes": jax.ShapeDtypeStruct((batch, codec.num_codebooks, blocks + _overlap(codec)), jnp.int32),
-        "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
-    }
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    audio = jax.ShapeDtypeStruct((batch, codec.hop_length * blocks), jnp.float32)
+    codes = jax.ShapeDtypeStruct((batch, codec.num_codebooks, blocks + _overlap(codec)), jnp.int32)
+    return {"audio": audio, "lengths": lengths}, {"codes": codes, "lengths": lengths}
 
 
 def _overlap(codec):

@@ -15,8 +15,7 @@ from onnx import helper, numpy_helper
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022
 
 _NAMES = "add", "and", "asinh", "div", "max", "min", "mul", "neg", "or", "sign", "sub", "tanh"
-_SAME = {name: name.capitalize() for name in _NAMES}  # one node each
-_SAME |= {"gt": "Greater", "lt": "Less"}
+_SAME = {name: name.capitalize() for name in _NAMES} | {"gt": "Greater", "lt": "Less"}  # one node each
 
 
 def convert(function, arguments: dict, results: tuple[str, ...], metadata: dict) -> onnx.ModelProto:
@@ -32,8 +31,7 @@ def convert(function, arguments: dict, results: tuple[str, ...], metadata: dict)
       ValueError: a primitive, or a use of one, that is not known here.
     """
     closed = jax.make_jaxpr(function)(*arguments.values())
-    graph = _Graph()
-    graph.measure(arguments)
+    graph = _Graph(arguments)
     outputs = _run(graph, closed.jaxpr, closed.consts, list(arguments))
     for name, value in zip(results, outputs, strict=True):
         graph.nodes.append(helper.make_node("Identity", [graph.name(value)], [name]))
@@ -57,11 +55,19 @@ def convert(function, arguments: dict, results: tuple[str, ...], metadata: dict)
 class _Graph:
     """The nodes so far. A value is a NumPy array where it is constant, else the name of a node's output."""
 
-    def __init__(self):
+    def __init__(self, arguments):
         self.nodes = []
         self.constants = {}  # equal arrays are stored once
-        self.variables = {}  # "t" -> what computes it, (1,) int64
+        self.variables = {}  # "t" -> what computes it, (1,) int64: the first size of an argument that it occurs in
         self.sizes = {}  # "160*t + 320" -> what computes it
+        for name, argument in arguments.items():
+            for axis, size in enumerate(argument.shape):
+                if isinstance(size, int):
+                    continue
+                variable, slope, offset = _linear(size)
+                if variable not in self.variables:
+                    actual = self.add("Shape", name, start=axis, end=axis + 1)
+                    self.variables[variable] = self.add("Div", self.add("Sub", actual, _int64(offset)), _int64(slope))
 
     def add(self, kind, *inputs, **attributes):
         output = f"{kind}_{len(self.nodes)}"
@@ -76,17 +82,6 @@ class _Graph:
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
         return self.constants[key].name
-
-    def measure(self, arguments):
-        """Learns to compute every variable from the first size of an argument that it occurs in."""
-        for name, argument in arguments.items():
-            for axis, size in enumerate(argument.shape):
-                if isinstance(size, int):
-                    continue
-                variable, slope, offset = _linear(size)
-                if variable not in self.variables:
-                    actual = self.add("Shape", name, start=axis, end=axis + 1)
-                    self.variables[variable] = self.add("Div", self.add("Sub", actual, _int64(offset)), _int64(slope))
 
     def shape(self, sizes):
         """Sizes, symbolic or not, as a vector."""
@@ -217,10 +212,6 @@ def _slice(graph, equation, x):
     return graph.add("Slice", x, np.array(p["start_indices"], np.int64), graph.shape(p["limit_indices"]), axes, strides)
 
 
-def _integer_pow(graph, equation, x):
-    return graph.add("Pow", x, np.array(equation.params["y"], np.int64))
-
-
 _RULES: dict[str, Callable] = {
     "argmax": _argmax,
     "broadcast_in_dim": _broadcast_in_dim,
@@ -230,7 +221,7 @@ _RULES: dict[str, Callable] = {
     "dot_general": _dot_general,
     "expm1": lambda graph, e, x: graph.add("Sub", graph.add("Exp", x), np.float32(1)),
     "gather": _gather,
-    "integer_pow": _integer_pow,
+    "integer_pow": lambda graph, e, x: graph.add("Pow", x, np.array(e.params["y"], np.int64)),
     "iota": _iota,
     "ne": lambda graph, e, x, y: graph.add("Not", graph.add("Equal", x, y)),
     "pad": _pad,

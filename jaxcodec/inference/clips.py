@@ -26,11 +26,8 @@ class Clips(NamedTuple):
             return [jnp.asarray(value) for value in self.values]
         if self.kind == "clip":
             return jnp.asarray(self.values[0])
-        return jnp.asarray(_pad_batch(self.values, self.size))
-
-
-def _pad_batch(values, size):
-    return np.stack([np.pad(v, [(0, size - len(v))] + [(0, 0)] * (v.ndim - 1)) for v in values])
+        padded = [np.pad(v, [(0, self.size - len(v))] + [(0, 0)] * (v.ndim - 1)) for v in self.values]
+        return jnp.asarray(np.stack(padded))
 
 
 def is_traced(*trees):
@@ -57,7 +54,7 @@ def audio_clips(codec, audio, lengths, sample_rate):
         for clip in clips:
             if clip.ndim != 1:
                 raise _analysis_error(f"{clip.shape} in a list")
-        return _concrete_clips(clips, "list", check_finite)
+        return _finite_clips(clips, max(map(len, clips), default=0), "list")
     traced = is_traced(codec, audio, lengths)
     audio = pcm.to_float(audio if traced else np.asarray(audio))
     if audio.ndim not in (1, 2):
@@ -76,8 +73,13 @@ def audio_clips(codec, audio, lengths, sample_rate):
             raise ValueError(f"lengths must be in [0, {batch.shape[1]}], the samples of the batch, got {lengths}.")
     if traced:
         return Clips(batch, batch.shape[1], jnp.broadcast_to(jnp.asarray(lengths), batch.shape[:1]), kind, True)
-    clips = [clip[:n] for clip, n in zip(batch, lengths, strict=True)]
-    return _concrete_clips(clips, kind, check_finite, batch.shape[1])
+    return _finite_clips([clip[:n] for clip, n in zip(batch, lengths, strict=True)], batch.shape[1], kind)
+
+
+def _finite_clips(values, size, kind):
+    for index, value in enumerate(values):
+        check_finite(value, f" of clip {index}" if kind != "clip" else "")
+    return Clips(values, size, None, kind, False)
 
 
 def latents_clips(codec, latents, lengths=None):
@@ -111,15 +113,8 @@ def _frame_clips(codec, arrays, lengths, name, expected, check):
         if value.ndim != 2:
             raise ValueError(f"{name} have shape {value.shape} in a list, expected {expected}.")
         check(codec, value)
-    return _concrete_clips([value.T if name == "codes" else value for value in values], kind)
-
-
-def _concrete_clips(values, kind, check=None, size=None):
-    for index, value in enumerate(values):
-        if check:
-            check(value, f" of clip {index}" if kind != "clip" else "")
-    size = max(map(len, values), default=0) if size is None else size
-    return Clips(values, size, None, kind, False)
+    values = [value.T if name == "codes" else value for value in values]
+    return Clips(values, max(map(len, values), default=0), None, kind, False)
 
 
 def _refuse_traced_list(codec, arrays):

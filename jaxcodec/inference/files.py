@@ -135,16 +135,15 @@ def encode_files(codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=Non
 
 
 def _encode_long(codec, key, blocks, rate):
-    num_samples = 0
+    lengths = []
 
-    def count(blocks):
-        nonlocal num_samples
+    def measured():
         for block in blocks:
-            num_samples += len(block)
+            lengths.append(len(block))
             yield block
 
-    codes = [piece.astype(_dtype(codec)) for piece in functions.encode_blocks(codec, count(blocks), rate)]
-    return Encoded(key, np.concatenate(codes, axis=1), num_samples)
+    codes = [piece.astype(_dtype(codec)) for piece in functions.encode_blocks(codec, measured(), rate)]
+    return Encoded(key, np.concatenate(codes, axis=1), sum(lengths))
 
 
 def _dtype(codec):

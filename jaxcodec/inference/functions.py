@@ -93,9 +93,8 @@ def reconstruct(codec: TrainedCodec, audio, rate=None, *, lengths=None, **named)
     if lengths is None:
         lengths = np.full(audio.shape[:-1], audio.shape[-1])
     decoded = synthesize(codec, z_q, lengths)
-    return jnp.pad(decoded, [(0, 0)] * (audio.ndim - 1) + [(0, max(0, audio.shape[-1] - decoded.shape[-1]))])[
-        ..., : audio.shape[-1]
-    ]
+    missing = max(0, audio.shape[-1] - decoded.shape[-1])
+    return jnp.pad(decoded, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])[..., : audio.shape[-1]]
 
 
 def encode_blocks(codec: TrainedCodec, blocks: Iterable[np.ndarray], rate=None, **named) -> Iterator:
@@ -155,12 +154,10 @@ def dequantize_window(codec, codes, starts, stops):
 
 def synthesize_window(codec, latents, starts, stops):
     """Quantized latents (G, F, D) to blocks of samples (G, F, hop_length), zero where frame t does not exist."""
-    num_frames, hop_length = latents.shape[1], codec.hop_length
+    num_frames, num_samples = latents.shape[1], codec.module.num_samples(latents.shape[1])
     mask = layers.length_mask(stops, num_frames, starts)
-    audio = codec.module.apply(
-        codec.variables, latents, mask, codec.module.num_samples(num_frames), method="synthesize"
-    )
-    blocks = audio.reshape(len(audio), -1, hop_length)
+    audio = codec.module.apply(codec.variables, latents, mask, num_samples, method="synthesize")
+    blocks = audio.reshape(len(audio), -1, codec.hop_length)
     blocks = jnp.pad(blocks, ((0, 0), (0, num_frames - blocks.shape[1]), (0, 0)))
     return blocks * mask[..., None]
 

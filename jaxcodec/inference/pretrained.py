@@ -54,9 +54,8 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     # By way of JSON, so that a codec equals itself after a file: a tuple comes back as a list.
     config = ml_collections.FrozenConfigDict(json.loads(json.dumps(sections)))
     module = codec_module.from_config(config.model, config.fixes)
-    params = flax.traverse_util.unflatten_dict(
-        flax.traverse_util.flatten_dict(params)
-    )  # plain dicts, whatever they were
+    # Plain dicts, whatever they were.
+    params = flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
     params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
     return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
 

@@ -32,7 +32,10 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
     """
     if not codec.causal:
         raise ValueError("this codec is not causal, it cannot stream: train one with --config.model.causal=True.")
-    past, remembered = _memory(codec)
+    encoder, decoder = codec.module.encoder.network, codec.module.decoder.network
+    # With what is remembered every step has at least MIN_FRAMES rows, and so the codes of the whole.
+    past = max(windows.MIN_FRAMES, encoder.context[0])
+    remembered = max(windows.MIN_FRAMES, decoder.context[0] + decoder.overlap)
     shape = () if batch is None else (batch,)
     return StreamState(
         samples=jnp.zeros((*shape, past * codec.hop_length)),
@@ -87,18 +90,10 @@ def decode_step(codec: TrainedCodec, state: StreamState, codes):
     return _decode_step(codec, state, jnp.asarray(codes))
 
 
-def _memory(codec):
-    """Blocks of samples and frames of latents that a stream keeps."""
-    module = codec.module
-    needed = module.encoder.network.context[0], module.decoder.network.context[0] + module.decoder.network.overlap
-    # With what is remembered every step has at least MIN_FRAMES rows, and so the codes of the whole.
-    return tuple(max(windows.MIN_FRAMES, frames) for frames in needed)
-
-
 @jax.jit
 def _encode_step(codec, state, chunk, rate):
     batched = _with_batch(chunk, 1)
-    past, _ = _memory(codec)
+    past = state.samples.shape[-1] // codec.hop_length
     samples = jnp.concatenate([_with_batch(state.samples, 1), batched], axis=1)
     num_frames = batched.shape[1] // codec.hop_length
     starts, stops = _span(samples, (past - state.encoded) * codec.hop_length)
@@ -113,13 +108,12 @@ def _encode_step(codec, state, chunk, rate):
 @jax.jit
 def _decode_step(codec, state, codes):
     batched = _with_batch(codes, 2)
-    _, remembered = _memory(codec)
+    remembered = state.latents.shape[-2]
     num_frames = batched.shape[2]
     new = functions.dequantize_window(codec, jnp.moveaxis(batched, 1, 2), *_span(batched[:, 0], 0))
     z_q = jnp.concatenate([_with_batch(state.latents, 2), new], axis=1)
-    starts, stops = _span(z_q, remembered - state.decoded)
     first = remembered - codec.module.decoder.network.overlap
-    blocks = functions.synthesize_window(codec, z_q, starts, stops)
+    blocks = functions.synthesize_window(codec, z_q, *_span(z_q, remembered - state.decoded))
     audio = lax.dynamic_slice_in_dim(blocks, first, num_frames, axis=1)
     new_state = state.replace(
         latents=z_q[:, -remembered:].reshape(state.latents.shape),

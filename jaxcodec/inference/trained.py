@@ -97,8 +97,7 @@ class TrainedCodec(flax.struct.PyTreeNode):
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Weights and constants by their path, "params/encoder/network/input/kernel"."""
-        section = self.module.quantizer.collection
-        tree = {"params": self.params, section: self.constants}
+        tree = {"params": self.params, self.module.quantizer.collection: self.constants}
         return {name: np.asarray(x) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
 
     def check_rate(self, rate=None, named: dict | None = None):

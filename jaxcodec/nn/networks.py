@@ -145,8 +145,8 @@ class MDCTAnalysis(_MDCTNetwork):
         return latents * mask
 
 
-class MDCTSynthesis(_MDCTNetwork):
-    """The mirror image of `MDCTAnalysis`: ConvNeXt blocks beside a linear map, then the inverse MDCT."""
+class _MDCTSynthesisNetwork(_MDCTNetwork):
+    """What ends in the inverse MDCT."""
 
     overlap = 1  # block t of hop_length samples is the sum of two halves, from frames t and t + 1
 
@@ -155,6 +155,10 @@ class MDCTSynthesis(_MDCTNetwork):
         """(before, after): frames that block t of hop_length samples needs besides frame t."""
         before, after = self.reach()
         return before, after + self.overlap
+
+
+class MDCTSynthesis(_MDCTSynthesisNetwork):
+    """The mirror image of `MDCTAnalysis`: ConvNeXt blocks beside a linear map, then the inverse MDCT."""
 
     @nn.compact
     def __call__(self, latents, mask, num_samples):
@@ -184,20 +188,12 @@ class TransformAnalysis(nn.Module):
         return jnp.pad(spectrum * mask, ((0, 0), (0, 0), (0, self.latent_dim - self.hop_length)))
 
 
-class TransformSynthesis(_MDCTNetwork):
+class TransformSynthesis(_MDCTSynthesisNetwork):
     """What `quantizers.scalar` gives, improved by ConvNeXt blocks that know every step, then the inverse MDCT.
 
     The blocks see the coefficients in steps, what the envelope expects of them, and the steps; they add to each coefficient
     a part of its step.
     """
-
-    overlap = 1
-
-    @property
-    def context(self):
-        """(before, after): frames that block t of hop_length samples needs besides frame t."""
-        before, after = self.reach()
-        return before, after + self.overlap
 
     @nn.compact
     def __call__(self, latents, mask, num_samples):
@@ -292,10 +288,7 @@ class SEANetSynthesis(_SEANetwork):
 @architecture("mdct")
 def _mdct(model, output_scale):
     section = model.mdct
-    names = "hop_length", "kernel_size"
-    check_least(
-        model, {f"mdct.{name}": 1 for name in names} | {f"mdct.{name}_depth": 0 for name in ("encoder", "decoder")}
-    )
+    check_least(model, {"mdct.hop_length": 1, "mdct.kernel_size": 1, "mdct.encoder_depth": 0, "mdct.decoder_depth": 0})
     if section.identity and model.latent_dim > section.hop_length:
         raise ValueError(
             f"model.latent_dim is {model.latent_dim}, but an identity path carries at most hop_length = "
@@ -328,6 +321,5 @@ def _seanet(model, output_scale):
     if not strides or min(strides) < 1:
         raise ValueError(f"model.seanet.strides is {strides}, expected one or more numbers of at least 1.")
     shared = dict(strides=strides, width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype))
-    return Networks(
-        SEANetAnalysis(**shared, latent_dim=model.latent_dim), SEANetSynthesis(**shared), math.prod(strides)
-    )
+    analysis = SEANetAnalysis(**shared, latent_dim=model.latent_dim)
+    return Networks(analysis, SEANetSynthesis(**shared), math.prod(strides))

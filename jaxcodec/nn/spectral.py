@@ -35,8 +35,7 @@ def mdct(audio: jax.Array, hop_length: int) -> jax.Array:
     """
     num_samples = audio.shape[-1]
     num_blocks = -(-num_samples // hop_length)
-    tail = num_blocks * hop_length - num_samples
-    blocks = jnp.pad(audio, ((0, 0), (hop_length, tail + hop_length)))
+    blocks = jnp.pad(audio, ((0, 0), (hop_length, (num_blocks + 1) * hop_length - num_samples)))
     blocks = blocks.reshape(audio.shape[0], num_blocks + 2, hop_length)
     frames = jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
     return jnp.matmul(frames, mdct_basis(hop_length), precision=lax.Precision.HIGHEST)

@@ -33,7 +33,7 @@ class Checkpoints:
         Raises:
           ValueError: the directory cannot be written.
         """
-        self._config = config
+        self._config = json.loads(config.to_json_best_effort())
         self._collection = codec.from_config(config.model, config.fixes).quantizer.collection
         path = _absolute(directory)
         try:
@@ -63,11 +63,7 @@ class Checkpoints:
         state = jax.tree.map(np.asarray, state)
         self._manager.save(
             int(state.step),
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(self._model_item(state)),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                config=ocp.args.JsonSave(json.loads(self._config.to_json_best_effort())),
-            ),
+            args=self._items(state, ocp.args.StandardSave, config=ocp.args.JsonSave(self._config)),
             metrics={"snr": float(snr)},
         )
 
@@ -81,15 +77,9 @@ class Checkpoints:
         if step is None:
             return None
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        _check_architecture(saved, json.loads(self._config.to_json_best_effort()), self._manager.directory)
+        _check_architecture(saved, self._config, self._manager.directory)
         template = jax.tree.map(np.asarray, template)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(self._model_item(template)),
-                optimizer=ocp.args.StandardRestore({"step": template.step, "opt_state": template.opt_state}),
-            ),
-        )
+        restored = self._manager.restore(step, args=self._items(template, ocp.args.StandardRestore))
         model, optimizer = restored["model"], restored["optimizer"]
         logging.info("Resumed from step %d in %s.", step, self._manager.directory)
         return TrainState(
@@ -100,9 +90,12 @@ class Checkpoints:
             average=model["average"] or None,
         )
 
-    def _model_item(self, state):
+    def _items(self, state, args, **others):
         # Orbax stores no None: an average that is switched off is an empty tree.
-        return {"params": state.params, "average": state.average or {}, self._collection: state.quantizer}
+        model = {"params": state.params, "average": state.average or {}, self._collection: state.quantizer}
+        return ocp.args.Composite(
+            model=args(model), optimizer=args({"step": state.step, "opt_state": state.opt_state}), **others
+        )
 
 
 def load_model(directory: str, *, best: bool = True) -> tuple[dict, Any, ml_collections.ConfigDict]:

@@ -29,8 +29,7 @@ def train(config) -> dict:
     run_dir = epath.Path(config.checkpoint_dir) / config.experiment_name
     with checkpoint.Checkpoints(os.fspath(run_dir / "checkpoints"), config) as checkpoints:
         splits = (data.open_split(config.data, split) for split in ("train", "validation"))
-        run = Run(config, model, *splits)
-        return run.loop(checkpoints, os.fspath(run_dir / "tensorboard"))
+        return Run(config, model, *splits).loop(checkpoints, os.fspath(run_dir / "tensorboard"))
 
 
 def replicate(state):
@@ -40,6 +39,13 @@ def replicate(state):
     """
     copy = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), jax.tree.map(np.asarray, state))
+
+
+def _sharding():
+    """This host's part of every global batch."""
+    return dict(
+        num_devices=jax.local_device_count(), process_index=jax.process_index(), process_count=jax.process_count()
+    )
 
 
 def first_replica(tree):
@@ -73,14 +79,14 @@ class Run:
         fresh = self.init_state()
         state = checkpoints.restore(fresh) or self.start_quantizer(fresh)
         done = int(state.step)
-        primary = jax.process_index() == 0
-        writer = summaries.SummaryWriter(log_dir, self.config) if primary else None
+        writer = summaries.SummaryWriter(log_dir, self.config) if jax.process_index() == 0 else None
         state = replicate(state)
+        bits = self.model.bits_per_second(self.model.quantizer.rates[-1])
         logging.info(
             "%s parameters, %d steps an epoch, %s, %d x %s.",
             f"{sum(p.size for p in jax.tree.leaves(fresh.params)):,}",
             self.steps_per_epoch,
-            self.nominal_rate(),
+            "a variable rate" if bits is None else f"{bits:g} bit/s",
             jax.device_count(),
             jax.devices()[0].device_kind,
         )
@@ -95,7 +101,7 @@ class Run:
                 seconds += time.monotonic() - started
                 done = (epoch + 1) * self.steps_per_epoch
                 summary, shares = self.evaluate(state)
-                if primary:
+                if writer is not None:
                     args = (epoch, self.config.num_epochs, done, seconds, summary, train_means, shares, self.knob)
                     tqdm.write(summaries.format_report(*args), file=sys.stdout)
                     writer.epoch(done, summary, train_means, shares)
@@ -106,11 +112,6 @@ class Run:
             if writer is not None:
                 writer.close()
         return summary
-
-    def nominal_rate(self):
-        """For the log."""
-        bits = self.model.bits_per_second(self.model.quantizer.rates[-1])
-        return "a variable rate" if bits is None else f"{bits:g} bit/s"
 
     def init_state(self):
         """A fresh state from the config's seed."""
@@ -138,9 +139,6 @@ class Run:
 
     def train_batches(self, start_step, **overrides):
         """The training batches from `start_step` on, a pure function of (seed, step)."""
-        sharding = dict(
-            num_devices=jax.local_device_count(), process_index=jax.process_index(), process_count=jax.process_count()
-        )
         return data.train_batches(
             self.train_split,
             seed=self.config.seed,
@@ -150,7 +148,7 @@ class Run:
             prefetch=self.config.data.prefetch,
             backend=self.config.data.backend,
             gain_db=tuple(self.config.data.gain_db),
-            **(sharding | overrides),
+            **(_sharding() | overrides),
         )
 
     def train_epoch(self, state, batches, epoch, done):
@@ -201,10 +199,8 @@ class Run:
         return data.eval_batches(
             self.validation_split,
             batch_size=-(-self.config.eval_batch_size // devices) * devices,
-            num_devices=jax.local_device_count(),
             max_seconds=self.config.data.max_eval_seconds,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **_sharding(),
         )
 
     def write_examples(self, writer, done, state):

@@ -196,7 +196,8 @@ def eval_step(params, quantizer, batch, *, model: Codec, config, axis_name=None)
         quantized = model.apply(collections, output.quantized, rates, method=Codec.requantize)
         name = model.quantizer.name_of(rate)
         sums[f"snr_{name}"] = measure(metrics.snr, decode(quantized.latents, lengths, audio.shape[1]))
-        sums |= _bits(model, collections, output, quantized, name)
+        if "rate" in model.quantizer.penalties:
+            sums |= _bits(model, collections, output, quantized, name)
     if model.quantizer.bypass:
         sums["snr_unquantized"] = measure(metrics.snr, decode(output.latents, lengths, audio.shape[1]))
     for name, signal in (("input", output.clipped), ("output", output.audio)):
@@ -207,9 +208,7 @@ def eval_step(params, quantizer, batch, *, model: Codec, config, axis_name=None)
 
 
 def _bits(model, collections, output, quantized, name):
-    """Bits of all clips and their seconds, where the quantizer's prior says how many."""
-    if "rate" not in model.quantizer.penalties:
-        return {}
+    """Bits of all clips, as the quantizer's prior has it, and their seconds."""
     arguments = output.latents, quantized, output.frame_mask
     bits = model.apply(collections, *arguments, method=Codec.penalize)["rate"].values
     seconds = jnp.sum(output.frame_mask) / model.frame_rate
@@ -234,18 +233,17 @@ def _latent_sums(output, codebook_size):
 def latent_gradient_norms(params, quantizer, batch, *, model: Codec, config, axis_name=None) -> dict:
     """Norm of each weighted term's gradient at the latents: who steers the encoder."""
     collections = model.collections(params, quantizer)
-    output = model.apply(collections, batch["audio"], batch["length"])
+    audio, lengths = batch["audio"], batch["length"]
+    output = model.apply(collections, audio, lengths)
 
     def term(latents, name):
         through = interface.straight_through(latents, output.quantized.latents)
-        size = batch["audio"].shape[1]
-        audio = model.apply(collections, through, batch["length"], size, method=Codec.synthesize_clips)
+        decoded = model.apply(collections, through, lengths, audio.shape[1], method=Codec.synthesize_clips)
         penalties = model.apply(collections, latents, output.quantized, output.frame_mask, method=Codec.penalize)
-        passed = output.replace(audio=audio, latents=latents, penalties=penalties)
-        shares = loss_terms(passed, batch["length"], config, axis_name)
+        passed = output.replace(audio=decoded, latents=latents, penalties=penalties)
+        shares = loss_terms(passed, lengths, config, axis_name)
         total = _sum(lax.stop_gradient(shares[name]), axis_name)
-        bound = loss_bound(config, name)
-        return loss_weight(config, name) * losses.bounded(shares[name], bound, total)
+        return loss_weight(config, name) * losses.bounded(shares[name], loss_bound(config, name), total)
 
     squares = {name: jnp.sum(jax.grad(term)(output.latents, name) ** 2) for name in term_names(model, config)}
     return jax.tree.map(jnp.sqrt, _sum(squares, axis_name))
