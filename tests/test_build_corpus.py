@@ -1,6 +1,7 @@
 import importlib.util
 import itertools
 import pathlib
+import re
 import shutil
 import sys
 
@@ -97,6 +98,71 @@ def test_clipped_silent_and_low_rate_files_are_dropped_and_speakers_named(corpus
     assert "left out 3 files" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("speaker", "codes"),
+    [
+        ("asterisk-core-sounds-fr-g722-fr_CA_f_June", {"fr", "fr_CA"}),
+        ("asterisk-core-sounds-ru-g722-ru_RU_f_IvrvoiceRU", {"ru", "ru_RU"}),
+        ("klettres-data-fr", {"fr"}),
+        ("klettres-data-en_GB", {"en", "en_GB"}),
+        ("klettres-data-nds", {"nds"}),
+        ("ktuberling-data-sr@latin", {"sr"}),
+        ("tuxpaint-stamps-default-pt_BR", {"pt", "pt_BR"}),
+        ("tuxpaint-stamps-default-default", {"en"}),
+        ("gcin-voice-default", {"zh"}),
+        ("festvox-ru", {"ru"}),
+        ("espeak-te", {"te"}),
+        ("espeak-te-Annie", {"te"}),
+        ("anna", set()),
+    ],
+)
+def test_a_speaker_name_tells_the_language(corpus, speaker, codes):
+    assert corpus.languages(speaker) == codes
+
+
+def test_only_clips_in_a_language_that_is_held_out_change_their_split(corpus):
+    def split(speaker, split, *hold_out):
+        return corpus.choose_split(corpus.Clip(split, speaker, "", np.zeros(1), "", ""), hold_out)
+
+    assert split("klettres-data-pt_BR", "train", "fr", "pt") == "test"
+    assert split("festvox-ru", "validation", "ru") == "test"
+    assert split("festvox-ru", "validation", "fr") == "validation"
+    assert split("klettres-data-fr", "train") == "train"
+
+
+@pytest.mark.skipif(shutil.which("flac") is None, reason="needs the flac command")
+def test_holding_out_a_language_moves_its_files_and_no_others(corpus, package, tmp_path):
+    for path in ("ca/a.wav", "fr/abc.wav", "fr/abcd.wav", "uk/abcde.wav"):
+        package("ktuberling-data", f"sounds/{path}")
+
+    def build(*hold_out):
+        corpus.build_full(tmp_path / "out", tmp_path, 0, ["ktuberling-data"], hold_out)
+        files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.flac")}
+        listed = [line.split("\t") for line in (tmp_path / "out" / "manifest.tsv").read_text().splitlines()[1:]]
+        assert files == {row[0] for row in listed} and all(row[0].startswith(row[1] + "/") for row in listed)
+        return files
+
+    whole, held = build(), build("fr")
+    assert {re.sub("^train(?=/ktuberling-data-fr/)", "test", path) for path in whole} == held != whole
+    assert sum(path.startswith("test/") for path in held) == 2
+    assert build() == whole  # an earlier test/ is gone
+
+
+def test_a_language_that_no_clip_has_is_named_and_nothing_is_removed(corpus, package, tmp_path):
+    package("ktuberling-data", "sounds/fr/a.wav")
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "manifest.tsv").touch()
+    with pytest.raises(SystemExit, match=r"^build_corpus: no clip is in xx \(--hold_out\), only in fr$"):
+        corpus.build_full(tmp_path / "out", tmp_path, 0, ["ktuberling-data"], ["fr", "xx"])
+    assert (tmp_path / "out" / "train").exists()
+
+
+def test_a_language_whose_files_are_all_unusable_is_named(corpus, package, tmp_path):
+    package("ktuberling-data", "sounds/fi/low.wav", sample_rate=11025)
+    with pytest.raises(SystemExit, match="no clip is in fi"):
+        corpus.build_full(tmp_path / "out", tmp_path, 0, ["ktuberling-data"], ["fi"])
+
+
 def test_sentences_of_train_and_validation_differ_and_made_ones_are_all_new(corpus):
     sections = corpus.read_sentences()
     assert len(sections["train"]) >= 50 and len(sections["validation"]) >= 5
@@ -117,6 +183,16 @@ def test_a_foreign_folder_is_not_overwritten(corpus, tmp_path):
     with pytest.raises(SystemExit, match="was not written by this tool"):
         corpus.remove_splits(tmp_path)
     assert (tmp_path / "train").exists()
+
+
+def test_a_test_folder_of_other_origin_is_neither_removed_nor_mixed(corpus, tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "manifest.tsv").write_text("file\tsplit\ntrain/a.flac\ttrain\n")
+    corpus.remove_splits(tmp_path)
+    assert (tmp_path / "test").exists()
+    with pytest.raises(SystemExit, match="test was not written by this tool"):
+        corpus.remove_splits(tmp_path, with_test=True)
+    assert (tmp_path / "test").exists()
 
 
 def test_a_missing_command_is_named_in_one_line(corpus, monkeypatch, tmp_path):

