@@ -28,10 +28,10 @@ if chunk < 1 or chunk % codec.hop_length:
 chunk_ms, latency_ms = (1000 * samples / codec.sample_rate for samples in (chunk, chunk + codec.delay))
 print(f"latency {latency_ms:g} ms: a chunk of {chunk_ms:g} ms and {codec.delay} samples of delay")
 
-# Zeros fill the last chunk, then bring out the last frame of codes and what the decoder still holds.
+# Zeros bring out the last frame of codes and fill the last chunk.
 speech = audio.load(flags.recording, codec.sample_rate)
-silence = np.zeros(-len(speech) % chunk + -(-codec.delay // chunk) * chunk, np.float32)
-chunks = np.concatenate([speech, silence]).reshape(-1, chunk)
+num_chunks = -(-codec.num_frames(len(speech)) * codec.hop_length // chunk)
+chunks = np.pad(speech, (0, num_chunks * chunk - len(speech))).reshape(-1, chunk)
 
 
 def process(state, samples):
@@ -50,6 +50,7 @@ for samples in chunks:
     milliseconds.append(1000 * (time.perf_counter() - start))
     results.append(result)
 codes, decoded = (np.concatenate(parts, axis=-1) for parts in zip(*results, strict=True))
+decoded = np.concatenate([decoded, jaxcodec.decode_end(codec, state)])  # what the decoder still holds
 
 audio.save(flags.decoded, decoded[codec.delay :][: len(speech)], codec.sample_rate)
 median, slowest = np.median(milliseconds), max(milliseconds)

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import jaxcodec
+from configs import telugu_vbr
+from jaxcodec.inference import pretrained
+from jaxcodec.nn import envelope
 from tests import support
 
 BLOCKS = 90
@@ -18,6 +21,47 @@ BLOCKS = 90
 def trained(architecture="mdct", causal=True):
     """A codec with the marks of training."""
     return support.trained_codec(support.small_config(architecture, model__causal=causal))
+
+
+@functools.cache
+def looking_ahead(lookahead, kernel_size=3):
+    """A codec whose decoder sees `lookahead` frames ahead, with the marks of training."""
+    config = telugu_vbr.get_config().lock()
+    values = {"model.latent_dim": 64 + envelope.NUM_BANDS + 2, "model.width": 16}
+    values |= {"model.transform.hop_length": 64, "model.transform.depth": 2, "model.transform.expansion": 2}
+    values |= {"model.transform.kernel_size": kernel_size, "model.transform.lookahead": lookahead}
+    values |= {"model.scalar.width": 16, "model.scalar.depth": 1}
+    config.update_from_flattened_dict(values)
+    state, rng = support.make_state(support.make_model(config)), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape, np.float32), state.params)
+    return pretrained.make(params, state.quantizer, config)
+
+
+CODECS = {
+    "mdct": trained,
+    "seanet": lambda: trained("seanet"),
+    "looking ahead by 1": lambda: looking_ahead(1),
+    "looking ahead by 2": lambda: looking_ahead(2),
+}
+
+
+@functools.cache
+def whole(name, blocks=33):
+    """A codec by its name in `CODECS`; codes (2, Q, T) of clips of so many blocks, and their audio, decoded at once."""
+    codec = CODECS[name]()
+    codes = np.asarray(jaxcodec.encode(codec, support.speech_like(2, blocks * codec.hop_length)))
+    return codec, codes, np.asarray(jaxcodec.decode(codec, codes))
+
+
+def decode_stream(codec, codes, sizes):
+    """What the steps for so many frames each give of codes (..., Q, T), and the end."""
+    state = jaxcodec.init_stream(codec, *codes.shape[:-2])
+    stops = np.cumsum(sizes)
+    parts = []
+    for start, stop in zip(stops - sizes, stops, strict=True):
+        state, audio = jaxcodec.decode_step(codec, state, codes[..., start:stop])
+        parts.append(np.asarray(audio))
+    return np.concatenate(parts, axis=-1), np.asarray(jaxcodec.decode_end(codec, state))
 
 
 @functools.cache
@@ -134,6 +178,67 @@ def test_the_latency_is_what_is_stated(architecture):
     assert lags == [codec.delay]  # where a sample's decoded self is in the stream, and nowhere else
     # It leaves with the chunk it lies in, which is complete a hop after its first sample.
     assert codec.latency * codec.sample_rate == hop_length + lags[0]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_steps_and_the_end_are_the_whole_clip(name):
+    codec, codes, expected = whole(name)
+    total = codes.shape[-1]
+    for sizes in ([1, 5, 2, 1, 5, 20], [5, 20, 1, 2, 1, 5], [total]):
+        sizes[-1] += total - sum(sizes)
+        steps_audio, end = decode_stream(codec, codes, sizes)
+        assert steps_audio.shape == (2, total * codec.hop_length) and end.shape == (2, codec.delay)
+        assert not steps_audio[:, : codec.delay].any()
+        decoded = np.concatenate([steps_audio, end], axis=1)[:, codec.delay :]
+        assert decoded.shape == (2, total * codec.hop_length)
+        np.testing.assert_allclose(decoded[:, : expected.shape[1]], expected, atol=1e-5)
+    waiting = expected[:, steps_audio.shape[1] - codec.delay :]
+    assert np.abs(waiting).max(initial=0) > 1e-2 or waiting.size == 0  # the end is not silence
+
+
+@pytest.mark.parametrize("lookahead", [1, 2])
+def test_a_block_waits_for_the_frames_that_the_decoder_looks_at(lookahead):
+    codec, codes, expected = whole(f"looking ahead by {lookahead}")
+    hop_length, frames = codec.hop_length, 25
+    assert codec.causal and codec.delay == (1 + lookahead) * hop_length
+    assert codec.latency == (2 + lookahead) * hop_length / codec.sample_rate
+    early = np.asarray(jaxcodec.decode(codec, codes[..., :frames]))  # as far as `overlap` alone would let it
+    errors = np.abs(early - expected[:, : early.shape[1]]).reshape(2, -1, hop_length).max(axis=(0, 2))
+    known = frames - 1 - lookahead
+    assert errors[:known].max() < 1e-5 and np.all(errors[known:] > 1e-3) and len(errors) == frames - 1
+    steps_audio, end = decode_stream(codec, codes[..., :frames], [frames])
+    np.testing.assert_allclose(steps_audio[:, codec.delay :], expected[:, : known * hop_length], atol=1e-5)
+    np.testing.assert_allclose(end[:, : lookahead * hop_length], early[:, known * hop_length :], atol=1e-5)
+
+
+def test_a_stream_remembers_all_that_a_block_of_samples_hears():
+    codec = looking_ahead(2, kernel_size=40)
+    context = codec.module.decoder.network.context
+    assert context == (76, 3) and jaxcodec.init_stream(codec).latents.shape[0] == 79
+    codes = jaxcodec.encode(codec, 3 * support.speech_like(1, 120 * codec.hop_length)[0])
+    steps_audio, end = decode_stream(codec, np.asarray(codes), [11] * 11)
+    expected = np.asarray(jaxcodec.decode(codec, codes))
+    decoded = np.concatenate([steps_audio, end])[codec.delay :][: len(expected)]
+    np.testing.assert_allclose(decoded, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_stream_may_end_before_anything_is_heard(name):
+    codec, codes, _ = whole(name)
+    assert not np.any(jaxcodec.decode_end(codec, jaxcodec.init_stream(codec)))
+    for frames in (1, 2, 3):
+        decoded = np.concatenate(decode_stream(codec, codes[0, :, :frames], [1] * frames))[codec.delay :]
+        expected = np.asarray(jaxcodec.decode(codec, codes[0, :, :frames]))
+        np.testing.assert_allclose(decoded[: len(expected)], expected, atol=1e-5)
+
+
+def test_the_end_can_be_compiled_and_vmapped():
+    codec, codes, _ = whole("looking ahead by 2")
+    state, _ = jaxcodec.decode_step(codec, jaxcodec.init_stream(codec, 2), codes)
+    expected = jaxcodec.decode_end(codec, state)
+    np.testing.assert_allclose(jax.jit(jaxcodec.decode_end)(codec, state), expected, atol=1e-6)
+    apart = jax.vmap(lambda latents: jaxcodec.decode_end(codec, state.replace(latents=latents)))(state.latents)
+    np.testing.assert_allclose(apart, expected, atol=1e-6)
 
 
 def test_a_codec_that_is_not_causal_cannot_stream():

@@ -2,7 +2,8 @@
 
 The state is what the codec can still hear of the past, as samples and as latents: a step computes the past again together
 with the new frames, the same way as a window of a long recording. So a stream has the codes of the whole recording, however
-it is cut.
+it is cut. A block of samples is given out when the last frame that it needs is there, `codec.delay` samples behind; those
+that the last frames of a stream leave waiting come from `decode_end`.
 """
 
 import flax.struct
@@ -34,8 +35,8 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
         raise ValueError("this codec is not causal, it cannot stream: train one with --config.model.causal=True.")
     encoder, decoder = codec.module.encoder.network, codec.module.decoder.network
     # With what is remembered every step has at least MIN_FRAMES rows, and so the codes of the whole.
-    past = max(windows.MIN_FRAMES, encoder.context[0])
-    remembered = max(windows.MIN_FRAMES, decoder.context[0] + decoder.overlap)
+    past = max(windows.MIN_FRAMES, encoder.context[0] + codec.module.quantizer.context)
+    remembered = max(windows.MIN_FRAMES, sum(decoder.context))
     shape = () if batch is None else (batch,)
     return StreamState(
         samples=jnp.zeros((*shape, past * codec.hop_length)),
@@ -80,7 +81,7 @@ def decode_step(codec: TrainedCodec, state: StreamState, codes):
 
     Returns:
       The new state and audio (n * hop_length,) or (B, n * hop_length), `codec.delay` samples behind: so many samples of
-      silence come before the first one of the clip.
+      silence come before the first one of the clip, and so many wait at the end for `decode_end`.
 
     Raises:
       ValueError: no frame, another batch size, codes that cannot be.
@@ -88,6 +89,21 @@ def decode_step(codec: TrainedCodec, state: StreamState, codes):
     _check_shape("codes", codes, state.latents.shape[:-2], 2, 1)
     clips.check_codes(codec, codes)
     return _decode_step(codec, state, jnp.asarray(codes))
+
+
+def decode_end(codec: TrainedCodec, state: StreamState):
+    """The samples that still wait when no further frame comes.
+
+    Args:
+      codec: a causal codec.
+      state: of the last `decode_step`.
+
+    Returns:
+      Audio (codec.delay,) or (B, codec.delay). The audio of all steps and this, without the first `codec.delay` samples,
+      is T * hop_length samples for T frames: the first codec.module.num_samples(T) are those of `jaxcodec.decode`. With
+      an MDCT the last block is beyond them, half of it would have come from a frame that does not exist.
+    """
+    return _decode_end(codec, state)
 
 
 @jax.jit
@@ -109,17 +125,32 @@ def _encode_step(codec, state, chunk, rate):
 def _decode_step(codec, state, codes):
     batched = _with_batch(codes, 2)
     remembered = state.latents.shape[-2]
-    num_frames = batched.shape[2]
     new = functions.dequantize_window(codec, jnp.moveaxis(batched, 1, 2), *_span(batched[:, 0], 0))
     z_q = jnp.concatenate([_with_batch(state.latents, 2), new], axis=1)
-    first = remembered - codec.module.decoder.network.overlap
-    blocks = functions.synthesize_window(codec, z_q, *_span(z_q, remembered - state.decoded))
-    audio = lax.dynamic_slice_in_dim(blocks, first, num_frames, axis=1)
+    audio = _next_audio(codec, state, z_q, *_span(z_q, remembered - state.decoded))
     new_state = state.replace(
         latents=z_q[:, -remembered:].reshape(state.latents.shape),
-        decoded=jnp.minimum(state.decoded + num_frames, remembered),
+        decoded=jnp.minimum(state.decoded + batched.shape[2], remembered),
     )
-    return new_state, audio.reshape(*codes.shape[:-2], num_frames * codec.hop_length)
+    return new_state, audio
+
+
+@jax.jit
+def _decode_end(codec, state):
+    latents = _with_batch(state.latents, 2)
+    starts, stops = _span(latents, latents.shape[1] - state.decoded)
+    missing = codec.module.decoder.network.context[1]
+    return _next_audio(codec, state, jnp.pad(latents, ((0, 0), (0, missing), (0, 0))), starts, stops)
+
+
+def _next_audio(codec, state, z_q, starts, stops):
+    """Audio ([B,] n * hop_length) that waited for the last n of the frames z_q (B, R + n, D), R of them the state's."""
+    remembered = state.latents.shape[-2]
+    num_frames = z_q.shape[1] - remembered
+    first = remembered - codec.module.decoder.network.context[1]
+    blocks = functions.synthesize_window(codec, z_q, starts, stops)
+    audio = lax.dynamic_slice_in_dim(blocks, first, num_frames, axis=1)
+    return audio.reshape(*state.latents.shape[:-2], num_frames * codec.hop_length)
 
 
 def _span(values, start):

@@ -15,16 +15,19 @@ def length_mask(lengths: jax.Array, size: int, starts: jax.Array | None = None) 
 class DepthwiseConv(nn.Module):
     """One filter per channel along time, (B, T, C) -> (B, T, C); causal, or centered with zeros beyond both ends.
 
+    A causal one may look ahead by some frames.
+
     A sum of shifted products: on CPU some 60 times faster than a grouped convolution, and XLA fuses it on accelerators.
     """
 
     kernel_size: int
     causal: bool = False
+    lookahead: int = 0
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, x.shape[-1]))
-        left = self.kernel_size - 1 if self.causal else self.kernel_size // 2
+        left = self.kernel_size - 1 - self.lookahead if self.causal else self.kernel_size // 2
         padded = jnp.pad(x, ((0, 0), (left, self.kernel_size - 1 - left), (0, 0)))
         taps = [padded[:, i : i + x.shape[1]] * kernel[None, None, i].astype(x.dtype) for i in range(self.kernel_size)]
         return sum(taps[1:], taps[0])
@@ -40,11 +43,12 @@ class ConvNeXtBlock(nn.Module):
     expansion: int = 4
     causal: bool = False
     dtype: jnp.dtype = jnp.float32
+    lookahead: int = 0
 
     @nn.compact
     def __call__(self, x, mask):
         width = x.shape[-1]
-        y = DepthwiseConv(self.kernel_size, self.causal)(x * mask)
+        y = DepthwiseConv(self.kernel_size, self.causal, self.lookahead)(x * mask)
         y = nn.LayerNorm(dtype=self.dtype)(y)
         y = nn.gelu(nn.Dense(self.expansion * width, dtype=self.dtype)(y))
         y = nn.Dense(width, dtype=self.dtype)(y)

@@ -20,7 +20,7 @@ from jaxcodec.nn import envelope, layers, spectral
 class Network(Protocol):
     """What both networks say of themselves. A block is hop_length samples."""
 
-    causal: bool  # no frame sees a later one
+    causal: bool  # no frame sees a later one, but for a look-ahead of the decoder that `context` tells
 
     @property
     def context(self) -> tuple[int, int]:
@@ -97,18 +97,22 @@ class _MDCTNetwork(nn.Module):
     identity: bool
     latent_gain: float
     dtype: jnp.dtype
+    expansion: int  # channels within a block, in widths
+    lookahead: int  # frames that the first block of a causal network sees ahead
 
     def reach(self):
         """Frames (before, after) that reach a frame through the blocks."""
         before = self.kernel_size - 1 if self.causal else self.kernel_size // 2
-        return self.depth * before, self.depth * (self.kernel_size - 1 - before)
+        lookahead = self.lookahead if self.depth else 0
+        return self.depth * before - lookahead, self.depth * (self.kernel_size - 1 - before) + lookahead
 
     @nn.nowrap
     def blocks(self, x, mask, features):
         """Compressed inputs (B, T, C) with mask (B, T, 1) to (B, T, features) float32, near zero beside an identity path."""
         x = nn.Dense(self.width, dtype=self.dtype, name="input")(x.astype(self.dtype))
-        for _ in range(self.depth):
-            x = layers.ConvNeXtBlock(self.kernel_size, causal=self.causal, dtype=self.dtype)(x, mask)
+        for number in range(self.depth):
+            lookahead = 0 if number else self.lookahead
+            x = layers.ConvNeXtBlock(self.kernel_size, self.expansion, self.causal, self.dtype, lookahead)(x, mask)
         x = nn.LayerNorm(dtype=self.dtype)(x)
         # Speech is small: beside the identity path the noise of a usual initialization would be louder.
         kernel_init = nn.initializers.normal(1e-3) if self.identity else nn.initializers.lecun_normal()
@@ -295,7 +299,7 @@ def _mdct(model, output_scale):
             f"{section.hop_length} coefficients: lower it or set model.mdct.identity to False."
         )
     shared = {name: section[name] for name in ("hop_length", "kernel_size", "identity", "latent_gain")}
-    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype))
+    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype), expansion=4, lookahead=0)
     analysis = MDCTAnalysis(**shared, depth=section.encoder_depth, latent_dim=model.latent_dim)
     # The identity path is the identity at step 0 whatever the decoder's output is multiplied by.
     shared["latent_gain"] *= output_scale
@@ -305,11 +309,16 @@ def _mdct(model, output_scale):
 @architecture("transform")
 def _transform(model, output_scale):
     section = model.transform
-    check_least(model, {"transform.hop_length": 1, "transform.kernel_size": 1, "transform.depth": 0})
+    check_least(
+        model, {"transform.hop_length": 1, "transform.kernel_size": 1, "transform.expansion": 1, "transform.depth": 0}
+    )
+    if not 0 <= section.lookahead < section.kernel_size:
+        raise ValueError(f"model.transform.lookahead is {section.lookahead}, expected 0 to kernel_size - 1.")
     extra = envelope.NUM_BANDS + 2
     if model.latent_dim != section.hop_length + extra:
         raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {extra}.")
-    shared = dict(width=model.width, depth=section.depth, kernel_size=section.kernel_size, dtype=jnp.dtype(model.dtype))
+    shared = dict(width=model.width, dtype=jnp.dtype(model.dtype))
+    shared |= {name: section[name] for name in ("depth", "kernel_size", "expansion", "lookahead")}
     synthesis = TransformSynthesis(section.hop_length, causal=True, identity=True, latent_gain=output_scale, **shared)
     return Networks(TransformAnalysis(section.hop_length, model.latent_dim), synthesis, section.hop_length)
 
