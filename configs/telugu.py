@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.relative = True  # errors over the clip's energy, commitment over the latents'
-    loss.error_weighting = "plain"  # or "preemphasis", "band"
+    loss.error_weighting = "plain"  # or "preemphasis", "band", "steps"
     loss.preemphasis = 0.9
     loss.band_exponent = 0.5
     loss.mse_weight = 1.0

@@ -21,24 +21,28 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.quantizer = "scalar"
     config.model.latent_dim = 320 + 13  # coefficients, eleven levels of the envelope, quality and shaping
 
+    config.model.width = 240  # of the decoder
     config.model.transform = transform = ml_collections.ConfigDict()
     transform.hop_length = 320  # samples a frame
     transform.depth = 5
     transform.kernel_size = 7  # frames
+    transform.expansion = 3
+    transform.lookahead = 1  # frames the decoder sees ahead
 
     config.model.scalar = scalar = ml_collections.ConfigDict()
     scalar.width = 192  # of the prior
     scalar.depth = 3
 
-    config.quantizer.quality_range = (-7.0, 9.0)  # dB around what suits a clip's level: some 5 to 15 kbit/s
+    config.quantizer.quality_range = (-17.0, 14.0)  # dB around what suits a clip's level: some 2 to 40 kbit/s
 
-    config.loss.error_weighting = "band"
+    config.loss.error_weighting = "steps"
     config.loss.mse_weight = 20.0
-    config.loss.perceptual_weight = 1.0
-    config.loss.loudness_weight = 1.0
+    config.loss.perceptual_weight = 0.2
+    config.loss.loudness_weight = 8.0
     config.loss.rate_weight = 0.003  # a bit a frame
     config.loss.rate_bound = 1e5
 
     config.optimizer.learning_rate = 2e-3
-    config.data.gain_db = (-15.0, 3.0)
+    config.optimizer.average_decay = 0.999
+    config.data.gain_db = (-25.0, 3.0)
     return config

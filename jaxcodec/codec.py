@@ -70,8 +70,8 @@ class Codec(nn.Module):
         """Audio (B, S), lengths (B,) and, per clip, the quantizer's rate (B,) (the best when None)."""
         mask = layers.length_mask(lengths, audio.shape[1])
         latents = self.analyze(audio, mask)
-        quantized = self.quantizer(latents, rates)
         frame_mask = self.frame_mask(lengths, latents.shape[1])
+        quantized = self.quantizer(latents, rates, frame_mask)
         return CodecOutput(
             self.synthesize_clips(interface.straight_through(latents, quantized.latents), lengths, audio.shape[1]),
             self.encoder.prepare(audio, mask),
@@ -85,9 +85,9 @@ class Codec(nn.Module):
         """Audio (B, S) to latents (B, T, D) where only the samples of mask (B, S) exist: a clip, or a window of one."""
         return self.encoder(audio, mask)
 
-    def quantize(self, latents, rates=None):
-        """Latents (B, T, D) to `Quantized`."""
-        return self.quantizer(latents, rates)
+    def quantize(self, latents, rates=None, frame_mask=None):
+        """Latents (B, T, D) of the frames of a mask (B, T) to `Quantized`."""
+        return self.quantizer(latents, rates, frame_mask)
 
     def penalize(self, latents, quantized, frame_mask):
         """The quantizer's terms of the training loss, by name."""
@@ -97,9 +97,9 @@ class Codec(nn.Module):
         """What `quantize` gave, at other rates."""
         return self.quantizer.at(quantized, rates)
 
-    def encode_latents(self, latents, rates=None):
-        """Latents (B, T, D) to codes (B, Q, T)."""
-        return self.quantizer.encode(latents, rates)
+    def encode_latents(self, latents, rates=None, frame_mask=None):
+        """Latents (B, T, D) of the frames of a mask (B, T) to codes (B, Q, T)."""
+        return self.quantizer.encode(latents, rates, frame_mask)
 
     def dequantize(self, codes):
         """Codes (B, Q', T) to quantized latents (B, T, D)."""

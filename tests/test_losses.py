@@ -8,7 +8,7 @@ import pytest
 from jaxcodec.nn import losses, spectral
 from tests import support
 
-WEIGHTINGS = losses.ERROR_WEIGHTINGS
+WEIGHTINGS = [name for name in losses.ERROR_WEIGHTINGS if name != "steps"]
 
 
 def pair(num_clips=3, num_samples=1000, noise=0.3):
@@ -73,8 +73,50 @@ def test_band_weighting_charges_more_for_noise_where_speech_is_weak():
 
 
 def test_an_unknown_weighting_is_refused_by_name():
-    with pytest.raises(ValueError, match='"loud", expected one of plain, preemphasis, band'):
+    with pytest.raises(ValueError, match='"loud", expected one of plain, preemphasis, band, steps'):
         losses.waveform_error(*pair(), jnp.full(3, 1000), weighting="loud")
+    with pytest.raises(ValueError, match='is "steps", but this quantizer has none'):
+        losses.waveform_error(*pair(), jnp.full(3, 1000), weighting="steps")
+
+
+def test_an_error_in_steps_is_the_mean_square_of_what_each_coefficient_is_off():
+    rng = np.random.default_rng(0)
+    steps = np.exp(rng.standard_normal((1, 6, 64)).astype(np.float32))
+    off = np.zeros((1, 6, 64), np.float32)
+    off[0, 2, 5], off[0, 3, 60] = 3 * steps[0, 2, 5], -2 * steps[0, 3, 60]
+    reference = support.speech_like(1, 320)
+    decoded = reference + np.asarray(spectral.imdct(off, 320))
+    error = losses.waveform_error(reference, decoded, jnp.array([320]), weighting="steps", steps=jnp.asarray(steps))
+    np.testing.assert_allclose(error, [(3**2 + 2**2) / (6 * 64)], rtol=1e-2)
+
+
+def test_loudness_loss_is_nothing_for_the_same_and_charges_more_for_what_was_added():
+    reference = support.speech_like(2, 8000)
+    lengths = full(reference)
+    measure = jax.jit(losses.loudness_loss)
+    assert np.all(measure(reference, reference, lengths) < 1e-3)
+    np.testing.assert_allclose(  # what the ear is told, not the level that it is told at
+        measure(0.1 * reference, 0.12 * reference, lengths), measure(reference, 1.2 * reference, lengths), rtol=1e-3
+    )
+    noise = support.speech_like(2, 8000, seed=5)
+    values = [measure(reference, reference + gain * noise, lengths) for gain in (0.4, 0.7, 1.0)]  # fainter is masked
+    assert np.all(np.diff(values, axis=0) > 0)
+    time = np.arange(8000) / 16000
+    tone = np.sin(2 * np.pi * 500 * time, dtype=np.float32)[None]
+    hiss = 0.03 * np.sin(2 * np.pi * 4000 * time, dtype=np.float32)[None]
+    added, missing = measure(tone, tone + hiss, lengths[:1]), measure(tone + hiss, tone, lengths[:1])
+    assert added[0] > 2 * missing[0] > 0
+
+
+def test_loudness_loss_ranks_as_pesq_does():
+    pesq = pytest.importorskip("pesq").pesq
+    reference = support.speech_like(1, 48000)
+    noise = np.random.default_rng(0).standard_normal((1, 48000)).astype(np.float32)
+    smooth = np.convolve(noise[0], np.ones(9) / 3, "same")[None].astype(np.float32)
+    damaged = [reference + gain * kind for kind in (noise, smooth) for gain in (0.001, 0.004, 0.016, 0.064)]
+    losses_ = [float(losses.loudness_loss(reference, x, full(reference))[0]) for x in damaged]
+    scores = [pesq(16000, reference[0], x[0], "wb") for x in damaged]
+    assert np.corrcoef(np.argsort(np.argsort(losses_)), np.argsort(np.argsort(scores)))[0, 1] < -0.8
 
 
 def terms(relative=True):
@@ -82,11 +124,14 @@ def terms(relative=True):
     by_name = {
         name: lambda *x, name=name: losses.waveform_error(*x, relative=relative, weighting=name) for name in WEIGHTINGS
     }
-    return by_name | {"spectral": lambda *x: losses.spectral_loss(*x, relative=relative)}
+    return by_name | {
+        "spectral": lambda *x: losses.spectral_loss(*x, relative=relative),
+        "loudness": losses.loudness_loss,
+    }
 
 
 @pytest.mark.parametrize("relative", [True, False])
-@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral"])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness"])
 def test_a_padded_clip_has_the_loss_it_has_alone(name, relative):
     measure = jax.jit(terms(relative)[name])
     reference, decoded = pair(3, 1700)
@@ -131,7 +176,7 @@ def test_spectral_loss_of_a_clip_with_itself_is_nothing():
     np.testing.assert_allclose(losses.spectral_loss(reference, -reference, full(reference)), 0.0, atol=1e-4)  # no phase
 
 
-@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral"])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness"])
 def test_gradients_are_finite_at_silence_and_for_empty_filler(name):
     reference = np.stack([np.zeros(700), np.zeros(700), support.speech_like(1, 700)[0]]).astype(np.float32)
     lengths = jnp.array([0, 700, 700])

@@ -21,7 +21,7 @@ class UniformQuantizer(interface.Quantizer):
     rates = STEPS
     code_range = (-(2**14), 2**14 - 1)
 
-    def __call__(self, latents, rates=None):
+    def __call__(self, latents, rates=None, frame_mask=None):
         rates = jnp.full(latents.shape[:1], STEPS[-1]) if rates is None else rates
         steps = jnp.round(rates / UNIT).astype(jnp.int32)[:, None, None]
         codes = jnp.moveaxis(jnp.round(latents / (steps * UNIT)).astype(jnp.int32), 2, 1)

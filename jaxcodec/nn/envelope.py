@@ -6,33 +6,19 @@ frame to frame, as far as *shaping* (0 to 1) says: 0 is one step for all, which 
 noise follow the speech.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-LEVEL_DB, FLOOR_DB = 4.0, -92.0
-TILT, LEVEL = 0.3, 0.6
-# Edges of the bands as shares of the Nyquist frequency: 200 Hz wide at the bottom, 2.8 kHz at the top of 8 kHz.
-EDGES = (0, 0.025, 0.05, 0.075, 0.1125, 0.15, 0.2, 0.2625, 0.35, 0.475, 0.65, 1)
-NUM_BANDS = len(EDGES) - 1
-
-
-@functools.cache
-def bands(num_bins: int) -> np.ndarray:
-    """Membership (F, N) of coefficients to bands."""
-    index = np.searchsorted(np.round(np.array(EDGES[1:]) * num_bins), np.arange(num_bins), side="right")
-    return np.eye(NUM_BANDS, dtype=np.float32)[index]
-
-
-@functools.cache
-def interpolation(num_bins: int) -> np.ndarray:
-    """Weights (N, F) that interpolate between the centers of the bands, constant beyond the first and the last."""
-    member = bands(num_bins)
-    centers = np.arange(num_bins) @ member / member.sum(0)
-    return np.stack([np.interp(np.arange(num_bins), centers, unit) for unit in np.eye(NUM_BANDS)]).astype(np.float32)
+from jaxcodec.quantizers.layout import (
+    FLOOR_DB as FLOOR_DB,
+    LEVEL as LEVEL,
+    LEVEL_DB as LEVEL_DB,
+    NUM_BANDS as NUM_BANDS,
+    TILT as TILT,
+    bands as bands,
+    interpolation as interpolation,
+)
 
 
 def levels(spectrum: jax.Array) -> jax.Array:

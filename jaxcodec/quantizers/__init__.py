@@ -9,6 +9,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+# Of scalar codes, dB: at the finest the loudest coefficient there can be is a code still.
+MIN_QUALITY, MAX_QUALITY, QUALITY_DB = -66.0, 40.0, 0.125
+
 
 class Knob(NamedTuple):
     """What a kind's rate is set with. A *rate* is a value of it, and None is the codec's best."""
@@ -19,13 +22,24 @@ class Knob(NamedTuple):
     parse: Callable[[str], Any]  # of the flag's text; raises ValueError
     label: str  # of a rate on the page to listen on
     nested: bool = False  # the first rows of a clip's codes are its codes at a lower rate: files can be cut to them
+    # The coarsest value, the finest and their distance, where any number of bits a second can be had by a search.
+    search: tuple[float, float, float] | None = None
 
 
 class Kind(NamedTuple):
-    """Where a kind of quantizer is found, and its knob."""
+    """Where a kind of quantizer is found, and its knob.
+
+    With a second knob a rate is a pair, either of which may be None: what the quantizer takes by default.
+    """
 
     module: str  # that has `from_config(model, fixes) -> Quantizer`
     knob: Knob
+    second: Knob | None = None
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """One or two."""
+        return (self.knob,) if self.second is None else (self.knob, self.second)
 
 
 def positive(text: str) -> int:
@@ -57,6 +71,14 @@ KINDS = {
             help="step of silence in dB: 6 less, a bit more",
             parse=float,
             label="at {0[0]:g} dB",
+            search=(MAX_QUALITY, MIN_QUALITY, -QUALITY_DB),
+        ),
+        Knob(
+            name="shape",
+            argument="shape",
+            help="0: least squared error, 1: noise that follows the speech, best to the ear; default 0.75",
+            parse=float,
+            label="{}",
         ),
     ),
 }

@@ -23,6 +23,10 @@ class Quantized(flax.struct.PyTreeNode):
     latents: jax.Array  # (B, T, D) at the rates that were asked for
     codes: jax.Array  # (B, Q, T) int32
     trace: Any  # what `at`, `penalize` and `updated` of this kind need of the pass
+    # Of kinds whose latents are the coefficients of an MDCT: the step (B, T, F) that each was rounded to, and for each clip
+    # how much it is meant to please the ear (B,), 0 to 1.
+    steps: jax.Array | None = None
+    hearing: jax.Array | None = None
 
 
 class Quantizer(nn.Module):
@@ -35,19 +39,25 @@ class Quantizer(nn.Module):
 
     collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
     penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
+    prior_kind: ClassVar[str] = (
+        ""  # kind of `bitstream.ProbabilityModel` that its parameters "prior" are, if they are one
+    )
     bypass: ClassVar[bool] = True  # a decoder can be given the latents themselves, to see what quantization costs
 
-    def __call__(self, latents, rates=None) -> Quantized:
-        """Latents (B, T, D) and a rate for each clip, (B,) or a tuple of (B,), the best when None, to `Quantized`."""
+    def __call__(self, latents, rates=None, frame_mask=None) -> Quantized:
+        """Latents (B, T, D) and a rate for each clip, (B,) or a tuple of (B,), the best when None, to `Quantized`.
+
+        Frames where frame_mask (B, T) is false do not exist, all exist when None.
+        """
         raise NotImplementedError
 
     def at(self, quantized: Quantized, rates) -> Quantized:
         """The same latents at other rates."""
         raise NotImplementedError
 
-    def encode(self, latents, rates=None):
+    def encode(self, latents, rates=None, frame_mask=None):
         """Latents (B, T, D) to codes (B, Q, T), for one rate the first `num_rows` of them."""
-        return self(latents, rates).codes
+        return self(latents, rates, frame_mask).codes
 
     def decode(self, codes):
         """Codes (B, Q', T) to quantized latents (B, T, D)."""
@@ -61,6 +71,11 @@ class Quantizer(nn.Module):
         return {}
 
     # Its codes.
+
+    @property
+    def context(self) -> int:
+        """Frames before a frame whose latents its codes depend on too."""
+        return 0
 
     @property
     def code_range(self) -> tuple[int, int]:

@@ -226,7 +226,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         rng = self.make_rng("params")
         return init_codebooks(rng, self.num_codebooks, self.size, self.dim, self.init_scale)
 
-    def __call__(self, latents, rates=None):
+    def __call__(self, latents, rates=None, frame_mask=None):
         trace = quantize(lax.stop_gradient(latents), self.codebooks.value.centroids)
         if rates is None:
             rates = jnp.full(latents.shape[:1], self.num_codebooks)
@@ -235,7 +235,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
     def at(self, quantized, rates):
         return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
-    def encode(self, latents, rates=None):
+    def encode(self, latents, rates=None, frame_mask=None):
         return quantize(latents, self.codebooks.value.centroids).codes
 
     def decode(self, codes):

@@ -1,4 +1,4 @@
-"""Scalar quantization of a spectrum with a dead zone, at steps that follow the spectral envelope, beside a learned prior.
+"""Scalar quantization of a spectrum, at steps that follow the spectral envelope, beside a learned prior.
 
 The latents are the F coefficients of an orthonormal transform, with N + 2 zeros behind them. Codes (B, F + N + 2, T) begin
 with the *quality* in units of `QUALITY_DB` and the *shaping* in units of 1 / `SHAPINGS`, then come the N levels of the
@@ -9,19 +9,22 @@ The prior predicts each code from the frames before, the envelope, and the coeff
 fourth, those half-way between, the odd ones. Its cross-entropy is the penalty "rate", in bits a frame.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from jaxcodec import quantizers
 from jaxcodec.nn import envelope, layers
-from jaxcodec.quantizers import interface
+from jaxcodec.quantizers import interface, layout
+from jaxcodec.quantizers.layout import EXTRA, MAX_CHANGE, MAX_CODE, QUALITY_DB, SHAPINGS, START_LEVEL
 
-QUALITY_DB, SHAPINGS = 0.125, 16
-ROUNDING = 0.33  # added before the floor: less than a half widens the dead zone
-EXTRA = envelope.NUM_BANDS + 2  # latents and codes beyond the coefficients
-MAX_CODE = 2**15 - 1
-MAX_CHANGE = 12  # levels of the envelope from frame to frame
+ROUNDING = 0.4  # added before the floor: less than a half widens the dead zone
+DEFAULT = (-14.0, 0.75)  # quality and shaping
+LAGRANGIAN = 2 * math.log(2) / 12  # squared steps that a bit is worth, where steps are small
 
 
 class ScalarQuantizer(interface.Quantizer):
@@ -32,76 +35,102 @@ class ScalarQuantizer(interface.Quantizer):
     depth: int = 3
 
     penalties = ("rate",)
+    prior_kind = "prior"
     bypass = False
     code_range = (-MAX_CODE - 1, MAX_CODE)
-    rates = tuple((float(quality), 1.0) for quality in (0, -6, -12, -18))
+    rates = tuple((float(quality), DEFAULT[1]) for quality in (0, -6, -12, -18))
 
     def setup(self):
         self.prior = Prior(self.width, self.depth)
 
-    def __call__(self, latents, rates=None):
+    def __call__(self, latents, rates=None, frame_mask=None):
         spectrum = latents[..., : self.num_bins]
         if rates is None:
-            rates = tuple(jnp.full(latents.shape[:1], value) for value in self.rates[-1])
+            rates = tuple(jnp.full(latents.shape[:1], value) for value in DEFAULT)
+        if frame_mask is None:
+            frame_mask = jnp.ones(latents.shape[:2], bool)
         quality, shaping = (jnp.broadcast_to(jnp.asarray(rate)[:, None], latents.shape[:2]) for rate in rates)
         quality, shaping = jnp.round(quality / QUALITY_DB), jnp.round(shaping * SHAPINGS)
-        levels = envelope.levels(spectrum)
-        scaled = spectrum / self._steps(levels, quality, shaping)
-        rounded = jnp.clip(jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + ROUNDING), -MAX_CODE, MAX_CODE)
-        codes = jnp.concatenate([quality[..., None], shaping[..., None], levels, rounded], axis=-1)
-        codes = jnp.moveaxis(codes.astype(jnp.int32), 2, 1)
-        return interface.Quantized(self.decode(codes), codes, latents)
+        # Without shaping no step depends on the envelope: it is not told.
+        levels = jnp.where(shaping[..., None] > 0, envelope.levels(spectrum), START_LEVEL)
+        decibels = self._decibels(levels, quality, shaping)
+        steps = 10 ** (decibels / 20)
+        scaled = spectrum / steps
+        magnitudes = self._worth(jnp.abs(scaled), levels, decibels, frame_mask)
+        parts = quality[..., None], shaping[..., None], levels, jnp.sign(scaled) * magnitudes
+        codes = jnp.moveaxis(jnp.concatenate(parts, axis=-1).astype(jnp.int32), 2, 1)
+        trace = latents, frame_mask
+        return interface.Quantized(self.decode(codes), codes, trace, steps, shaping[:, 0] / SHAPINGS)
+
+    def _worth(self, scaled, levels, decibels, frame_mask):
+        """Magnitudes (B, T, F) for coefficients in steps: one less, or zero, where that saves more bits than it costs error.
+
+        A bit is worth `LAGRANGIAN` squared steps. What a magnitude costs is what the prior says when all are rounded.
+        """
+        rounded = jnp.clip(jnp.floor(scaled + ROUNDING), 0, MAX_CODE)
+        logits, _ = lax.stop_gradient(self.prior(rounded, levels, decibels, frame_mask[..., None]))
+        candidates = rounded, jnp.maximum(rounded - 1, 0), jnp.zeros_like(rounded)
+        costs = jnp.stack([(scaled - m) ** 2 + LAGRANGIAN * coefficient_bits(logits, m) for m in candidates])
+        return jnp.take_along_axis(jnp.stack(candidates), jnp.argmin(costs, axis=0)[None], axis=0)[0]
 
     def at(self, quantized, rates):
-        return self(quantized.trace, rates)
+        return self(quantized.trace[0], rates, quantized.trace[1])
+
+    @property
+    def context(self):
+        return self.depth * (layout.KERNEL_SIZE - 1) + 2
 
     def decode(self, codes):
         quality, shaping, levels, rounded = _parts(codes)
-        coefficients = rounded * self._steps(levels, quality, shaping)
+        coefficients = rounded * 10 ** (self._decibels(levels, quality, shaping) / 20)
         extra = levels, quality[..., None] * QUALITY_DB, shaping[..., None] / SHAPINGS
         return jnp.concatenate([coefficients, *extra], axis=-1)
 
-    def _steps(self, levels, quality, shaping):
-        steps = envelope.step_decibels(levels, quality * QUALITY_DB, shaping / SHAPINGS, self.num_bins)
-        return 10 ** (steps / 20)
+    def _decibels(self, levels, quality, shaping):
+        """The steps (B, T, F)."""
+        return envelope.step_decibels(levels, quality * QUALITY_DB, shaping / SHAPINGS, self.num_bins)
 
     def penalize(self, latents, quantized, frame_mask):
         quality, shaping, levels, rounded = _parts(quantized.codes)
-        steps = envelope.step_decibels(levels, quality * QUALITY_DB, shaping / SHAPINGS, self.num_bins)
-        coefficients, changes = self.prior(jnp.abs(rounded), levels, steps, frame_mask[..., None])
-        bits = jnp.sum(coefficients, axis=-1) + jnp.sum(changes, axis=-1)
+        magnitudes, decibels = jnp.abs(rounded), self._decibels(levels, quality, shaping)
+        coefficients, changes = self.prior(magnitudes, levels, decibels, frame_mask[..., None])
+        bits = jnp.sum(coefficient_bits(coefficients, magnitudes), axis=-1)
+        bits += jnp.sum(envelope_bits(changes, levels), axis=-1)
         return {"rate": interface.Penalty(bits[None], frame_mask.astype(jnp.float32))}
 
     def num_rows(self, rate):
         return self.num_bins + EXTRA
 
     def check_rate(self, rate):
-        if rate is None:
-            return self.rates[-1]
-        quality, shaping = rate if isinstance(rate, tuple | list) else (rate, 1.0)
-        if not (-120 <= quality <= 40 and 0 <= shaping <= 1):
-            raise ValueError(f"quality {quality} dB, shaping {shaping}: expected -120 to 40 and 0 to 1.")
+        quality, shaping = rate if isinstance(rate, tuple | list) else (rate, None)
+        quality, shaping = (
+            default if value is None else value for value, default in zip((quality, shaping), DEFAULT, strict=True)
+        )
+        if not (quantizers.MIN_QUALITY <= quality <= quantizers.MAX_QUALITY and 0 <= shaping <= 1):
+            limits = f"{quantizers.MIN_QUALITY:g} to {quantizers.MAX_QUALITY:g} and 0 to 1"
+            raise ValueError(f"quality {quality:g} dB, shaping {shaping:g}: expected {limits}.")
         return float(quality), float(shaping)
 
     def name_of(self, rate):
         quality, shaping = rate
-        return f"{quality:g}" if shaping == 1 else f"{quality:g}/{shaping:g}"
+        return f"{quality:g}" if shaping == DEFAULT[1] else f"{quality:g}/{shaping:g}"
 
     def draw_rates(self, row_keys, batch, config):
-        """Qualities uniform over `quality_range` dB around what suits the clip's level; mostly full shaping, else less."""
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(row_keys)
+        """Qualities in `quality_range` dB around what suits a clip's level, mostly in its middle; mostly full shaping."""
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(row_keys)
         low, high = config.quantizer.quality_range
         power = jnp.sum(batch["audio"] ** 2, axis=1) / jnp.maximum(batch["length"], 1)
         level = 10 * jnp.log10(power + 1e-8)
-        shaping = jnp.where(draws[:, 0] < 0.6, 1.0, jnp.where(draws[:, 0] < 0.8, draws[:, 1], 0.0))
+        shaping = jnp.where(draws[:, 0] < 0.55, 1.0, jnp.where(draws[:, 0] < 0.72, draws[:, 1], 0.0))
         suits = (1 - envelope.LEVEL * shaping) * level - 10 * (1 - shaping)
-        return suits + low + (high - low) * draws[:, 2], shaping
+        return suits + low + (high - low) * jnp.mean(draws[:, 2:], axis=1), shaping
 
 
 class Prior(nn.Module):
-    """Code lengths in bits, of coefficients (B, T, F) and of the envelope's levels (B, T, N).
+    """Logits of coefficients (B, T, F, 3) and of the envelope's changes (B, T, N, 2 * MAX_CHANGE + 1).
 
-    From magnitudes (B, T, F), envelope (B, T, N), steps in dB (B, T, F) and mask (B, T, 1).
+    From magnitudes (B, T, F), envelope (B, T, N), steps in dB (B, T, F) and mask (B, T, 1). `coefficient_bits` and
+    `envelope_bits` say what the logits mean. `bitstream.prior` computes the same in numbers that are equal everywhere.
     """
 
     width: int
@@ -110,68 +139,86 @@ class Prior(nn.Module):
     @nn.compact
     def __call__(self, magnitudes, levels, steps, mask):
         num_bins = magnitudes.shape[-1]
-        shape = levels / 5  # of about one
-        past = _before(magnitudes) * 10 ** (jnp.clip(_before(steps) - steps, -60, 60) / 20)  # in steps of the present
-        older = _before(_before(magnitudes)) * 10 ** (jnp.clip(_before(_before(steps)) - steps, -60, 60) / 20)
-        past, older = jnp.log1p(past), jnp.log1p(older)
+        past, older = self._past(magnitudes, steps)
         expected = (envelope.decibels(levels, num_bins) - steps) / 20
-        trunk = self._trunk(self.width, self.depth, [past, older, expected, shape, _before(shape)], mask)
-        bits, logs = [], jnp.log1p(magnitudes)
-        groups = np.arange(0, num_bins, 4), np.arange(2, num_bins, 4), np.arange(1, num_bins, 2)
-        for number, group in enumerate(groups):
+        shape = (levels - START_LEVEL) / 5  # of about one
+        trunk = self._trunk("trunk", self.width, self.depth, [past, older, expected, shape, _before(shape)], mask)
+        logits, heard = [], compress(magnitudes)
+        for number, group in enumerate(layout.passes(num_bins)):
             # A new array for each pass: one that changes would be traced as it is in the end, and show what is coded now.
-            known = np.isin(np.arange(num_bins), np.concatenate([np.zeros(0), *groups[:number]]))
-            seen = logs * known[None, None].astype(np.float32)
-            beside = expected, past, _beside(past, 1), _beside(seen, 1) + _beside(seen, 2)
-            near = jnp.stack(beside, axis=-1)[:, :, group]
-            informed = trunk + nn.Dense(self.width)(seen) if number else trunk
-            bits.append(self._group_bits(informed, near, magnitudes[..., group]))
-        order = np.argsort(np.concatenate(groups))
-        return jnp.concatenate(bits, axis=-1)[..., order], self._envelope_bits(magnitudes, levels, steps, mask)
+            seen = heard * layout.known(number, num_bins)[None, None].astype(np.float32)
+            beside = [_beside(seen, distance) for distance in layout.NEIGHBORS[number]]
+            near = jnp.stack([expected, past, older, _beside(past, 1), *beside], axis=-1)[:, :, group]
+            logits.append(self._group_logits(number, trunk, seen, near))
+        order = np.argsort(np.concatenate(layout.passes(num_bins)))
+        coefficients = jnp.concatenate(logits, axis=2)[:, :, order]
+        return coefficients, self._envelope_logits(_before(heard), levels, mask)
 
-    def _trunk(self, width, depth, inputs, mask):
-        x = nn.Dense(width)(jnp.concatenate(inputs, axis=-1))
-        for _ in range(depth):
-            x = layers.ConvNeXtBlock(5, 3, causal=True)(x, mask)
-        return nn.LayerNorm()(x)
+    def _past(self, magnitudes, steps):
+        """The two frames before, in steps of the present."""
+        before = steps
+        for _ in range(2):
+            magnitudes, before = _before(magnitudes), _before(before)
+            yield compress(magnitudes * 10 ** (jnp.clip(before - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB) / 20))
 
-    def _group_bits(self, h, near, magnitudes):
-        """Bits of some coefficients (B, T, G)."""
-        size = magnitudes.shape[-1]
-        h += nn.Dense(self.width)(nn.gelu(nn.Dense(2 * self.width)(h)))
-        far = nn.Dense(2 * size, kernel_init=nn.initializers.normal(0.01))(nn.LayerNorm()(h))
-        beside = nn.Dense(2)(nn.gelu(nn.Dense(16)(near)))
-        present, more = jnp.moveaxis(far.reshape(*far.shape[:-1], size, 2) + beside, -1, 0)
-        return coefficient_bits(present, more, magnitudes)
+    def _trunk(self, name, width, depth, inputs, mask):
+        x = nn.Dense(width, name=f"{name}_input")(jnp.concatenate(inputs, axis=-1))
+        for number in range(depth):
+            x = layers.ConvNeXtBlock(layout.KERNEL_SIZE, 3, causal=True, name=f"{name}_block_{number}")(x, mask)
+        return nn.LayerNorm(name=f"{name}_norm")(x)
 
-    def _envelope_bits(self, magnitudes, levels, steps, mask):
-        """Bits of the change of each level (B, T, N), given the changes of the bands below and the past."""
+    def _group_logits(self, number, h, seen, near):
+        """Logits (B, T, G, 3) of the coefficients of a pass."""
+        size = near.shape[2]
+        if number:
+            h += nn.Dense(self.width, name=f"seen_{number}")(seen)
+        up = nn.Dense(2 * self.width, name=f"up_{number}")(h)
+        h += nn.Dense(self.width, name=f"down_{number}")(nn.gelu(up))
+        small = nn.initializers.normal(0.01)
+        far = nn.Dense(3 * size, kernel_init=small, name=f"far_{number}")(nn.LayerNorm(name=f"norm_{number}")(h))
+        hidden = nn.gelu(nn.Dense(16, name=f"near_{number}")(near))
+        return far.reshape(*far.shape[:-1], size, 3) + nn.Dense(3, name=f"beside_{number}")(hidden)
+
+    def _envelope_logits(self, heard, levels, mask):
+        """From what was heard in the frame before (B, T, F) and levels (B, T, N), of which no band sees itself."""
         num_bands, size = levels.shape[-1], 32
-        member = envelope.bands(magnitudes.shape[-1])
-        heard = jnp.log1p(_before(magnitudes)) @ (member / member.sum(0))
-        trunk = self._trunk(self.width // 2, 2, [_before(levels) / 5, heard, _before(steps)[..., ::32] / 20], mask)
-        change = levels - _before(levels)
-        below = np.triu(np.ones((num_bands, num_bands), np.float32), 1)[:, :, None]
-        mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * below
-        h = nn.Dense(num_bands * size)(trunk).reshape(*trunk.shape[:-1], num_bands, size)
-        h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change / 5, mix))
+        member = envelope.bands(heard.shape[-1])
+        before = _before(levels - START_LEVEL)
+        inputs = [before / 5, heard @ (member / member.sum(0))]
+        trunk = self._trunk("envelope", self.width // 2, 2, inputs, mask)
+        change = (levels - START_LEVEL - before) / 5
+        rank = layout.BAND_ORDER
+        earlier = (rank[:, None] < rank[None]).astype(np.float32)[:, :, None]
+        mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
+        h = nn.Dense(num_bands * size, name="hidden")(trunk).reshape(*trunk.shape[:-1], num_bands, size)
+        h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change, mix))
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (num_bands, size, 2 * MAX_CHANGE + 1))
         bias = self.param("bias", nn.initializers.zeros, (num_bands, 2 * MAX_CHANGE + 1))
-        logits = jnp.einsum("btnd,ndk->btnk", h, kernel) + bias[None, None]
-        index = jnp.clip(change + MAX_CHANGE, 0, 2 * MAX_CHANGE).astype(jnp.int32)
-        chosen = jnp.take_along_axis(nn.log_softmax(logits), index[..., None], axis=-1)[..., 0]
-        return -chosen / np.log(2)
+        return jnp.einsum("btnd,ndk->btnk", h, kernel) + bias[None, None]
 
 
-def coefficient_bits(present, more, magnitudes):
-    """Code length of a coefficient: whether it is zero, how far beyond one (geometric), and its sign.
+def compress(magnitudes):
+    """Magnitudes as the prior sees them: linear below a step, a fourth root above. Square roots are the same everywhere."""
+    return 4 * (jnp.sqrt(jnp.sqrt(1 + magnitudes)) - 1)
 
-    `present` is the logit that it is not zero, `more` the logit that its magnitude ends where it is.
+
+def coefficient_bits(logits, magnitudes):
+    """Code length of coefficients (...) with logits (..., 3): that it is not zero, beyond one, and each further step.
+
+    The last is geometric; a sign costs a bit.
     """
-    nonzero = magnitudes > 0
-    nats = jnp.where(nonzero, nn.softplus(-present), nn.softplus(present))
-    nats += jnp.where(nonzero, nn.softplus(-more) + (magnitudes - 1) * nn.softplus(more), 0.0)
-    return nats / np.log(2) + nonzero
+    present, two, more = jnp.moveaxis(logits, -1, 0)
+    beyond = jnp.where(magnitudes > 1, nn.softplus(more) + (magnitudes - 2) * nn.softplus(-more) + nn.softplus(-two), 0)
+    nats = jnp.where(magnitudes == 1, nn.softplus(two), beyond)
+    nats += jnp.where(magnitudes > 0, nn.softplus(-present), nn.softplus(present))
+    return nats / np.log(2) + (magnitudes > 0)
+
+
+def envelope_bits(logits, levels):
+    """Code length of levels (B, T, N), as changes from the frame before, with logits (B, T, N, 2 * MAX_CHANGE + 1)."""
+    change = levels - START_LEVEL - _before(levels - START_LEVEL)
+    index = jnp.clip(change + MAX_CHANGE, 0, 2 * MAX_CHANGE).astype(jnp.int32)
+    return -jnp.take_along_axis(nn.log_softmax(logits), index[..., None], axis=-1)[..., 0] / np.log(2)
 
 
 def _parts(codes):
@@ -197,4 +244,6 @@ def from_config(model, fixes) -> ScalarQuantizer:
         raise ValueError(
             f"model.latent_dim is {model.latent_dim}, expected more than {EXTRA} for the scalar quantizer."
         )
+    if layout.bands(model.latent_dim - EXTRA).sum(axis=0).min() < 1:
+        raise ValueError(f"{model.latent_dim - EXTRA} coefficients are too few for {layout.NUM_BANDS} bands.")
     return ScalarQuantizer(model.latent_dim - EXTRA, model.scalar.width, model.scalar.depth)

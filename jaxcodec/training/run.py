@@ -9,6 +9,7 @@ import sys
 import time
 
 import flax.jax_utils
+import flax.traverse_util
 import jax
 import numpy as np
 from absl import logging
@@ -16,6 +17,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxcodec import codec, data, pcm, quantizers
+from jaxcodec.bitstream import entropy
 from jaxcodec.nn import layers
 from jaxcodec.training import checkpoint, step, summaries
 
@@ -106,7 +108,9 @@ class Run:
                     tqdm.write(summaries.format_report(*args), file=sys.stdout)
                     writer.epoch(done, summary, train_means, shares)
                     self.write_examples(writer, done, state)
-                checkpoints.save(first_replica(state), summary["snr"])
+                # Where bits are a term of the loss, SNR alone could be had by spending them.
+                rated = "rate" in self.model.quantizer.penalties
+                checkpoints.save(first_replica(state), -summary["loss"] if rated else summary["snr"])
         finally:
             batches.close()
             if writer is not None:
@@ -191,7 +195,30 @@ class Run:
             norms = norms or first_replica(self.gradient_norms(params, state.quantizer, inputs))
         whole = max(sum(norms.values()), 1e-30)
         shares = {name: float(norms[name] / whole) for name in step.term_names(self.model, self.config)}
-        return summaries.summarize_pass(total, self.model.quantizer.name_of(self.model.quantizer.rates[-1])), shares
+        best = self.model.quantizer.name_of(self.model.quantizer.rates[-1])
+        return summaries.summarize_pass(total, best) | self.code_examples(params, state.quantizer), shares
+
+    def code_examples(self, params, quantizer) -> dict:
+        """Of a quantizer whose prior codes files: the first validation clips' kbit/s in real bytes, and their entropy."""
+        if not (kind := self.model.quantizer.prior_kind):
+            return {}
+        params, quantizer = first_replica((params, quantizer))
+        weights = flax.traverse_util.flatten_dict(params["quantizer"]["prior"], sep="/")
+        coder = entropy.from_arrays(kind, weights)
+        bits, num_bytes, seconds = 0.0, 0, 0.0
+        for _, padded, lengths in self.examples():
+            output = self.decode_example(self.model.collections(params, quantizer), padded, lengths)
+            bits += float(np.sum(output.penalties["rate"].values * output.frame_mask[None]))
+            num_bytes += len(coder.encode(np.asarray(output.quantized.codes[0])[:, np.asarray(output.frame_mask[0])]))
+            seconds += lengths[0] / self.model.sample_rate
+        return {"kbps_coded": 8e-3 * num_bytes / seconds, "kbps_entropy": bits / 1000 / seconds}
+
+    def examples(self):
+        """The first validation clips (S,), padded (1, S') and with their lengths (1,)."""
+        longest = 10 * self.model.sample_rate
+        for index in range(min(self.config.num_examples, len(self.validation_split))):
+            clip = pcm.to_float(self.validation_split[index]["audio"][:longest])
+            yield clip, np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
 
     def validation_batches(self):
         """Whole validation clips, each once."""
@@ -207,9 +234,7 @@ class Run:
         """Sound and spectrograms of the first validation clips beside what they decode to."""
         local, rate = first_replica(state), self.model.sample_rate
         params = local.params if local.average is None else local.average
-        collections, longest = self.model.collections(params, local.quantizer), 10 * rate
-        for index in range(min(self.config.num_examples, len(self.validation_split))):
-            clip = pcm.to_float(self.validation_split[index]["audio"][:longest])
-            padded, lengths = np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
+        collections = self.model.collections(params, local.quantizer)
+        for index, (clip, padded, lengths) in enumerate(self.examples()):
             decoded = self.decode_example(collections, padded, lengths).audio
             writer.pair(done, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)

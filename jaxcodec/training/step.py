@@ -128,14 +128,16 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
         weighting=loss.error_weighting,
         preemphasis=loss.preemphasis,
         band_exponent=loss.band_exponent,
+        steps=output.quantized.steps,
     )
-    if relative and config.fixes.loss_clamping:
+    if relative and config.fixes.loss_clamping and loss.error_weighting != "steps":
         mse = losses.bounded(mse, loss.clip_bound)
     dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
     perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
-    terms = {"mse": jnp.sum(mse * clips), "perceptual": jnp.sum(perceptual * clips)}
+    heard = clips if output.quantized.hearing is None else clips * output.quantized.hearing
+    terms = {"mse": jnp.sum(mse * clips), "perceptual": jnp.sum(perceptual * heard)}
     if loss.loudness_weight:
-        terms["loudness"] = jnp.sum(losses.loudness_loss(output.clipped, output.audio, lengths) * clips)
+        terms["loudness"] = jnp.sum(losses.loudness_loss(output.clipped, output.audio, lengths) * heard)
     for name, penalty in output.penalties.items():
         terms[name] = _penalty(penalty, output.frame_mask, relative, axis_name)
     return terms

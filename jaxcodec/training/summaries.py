@@ -9,6 +9,8 @@ import numpy as np
 from jaxcodec.nn import metrics
 from jaxcodec.training import pictures
 
+COMMON_KBPS = 8.0  # at which variable rates are compared
+
 
 def summarize_pass(sums: dict, best_rate) -> dict:
     """Means and derived figures of a validation pass, from the sums of `training.eval_step`.
@@ -25,6 +27,10 @@ def summarize_pass(sums: dict, best_rate) -> dict:
         f"kbps_{name[5:]}": float(sums.pop(name) / seconds / 1000) for name in list(sums) if name.startswith("bits_")
     }
     summary = rates | {name: float(value / clips) for name, value in sums.items()}
+    points = sorted((kbps, summary[f"snr_{name[5:]}"]) for name, kbps in rates.items())
+    if points and points[0][0] <= COMMON_KBPS <= points[-1][0]:
+        kbps, snrs = np.array(points).T
+        summary["snr_8kbps"] = float(np.interp(COMMON_KBPS, kbps, snrs))
     summary |= {
         "snr": summary[f"snr_{best_rate}"],
         "clips": int(clips),
@@ -72,7 +78,7 @@ def format_report(
       shares: each term's share of the gradient at the latents, adding up to 1.
       knob: what the quantizer's rate is set with.
     """
-    names = [name[4:] for name in summary if name.startswith("snr_") and name != "snr_unquantized"]
+    names = [name[4:] for name in summary if name.startswith("snr_") and name not in ("snr_unquantized", "snr_8kbps")]
     rates = [*sorted(names, key=float), *["unquantized"] * ("snr_unquantized" in summary)]
     kbps = [f"{summary[name]:.2f}" if name in summary else "" for name in (f"kbps_{rate}" for rate in rates)]
     scale = train["output_scale"]
@@ -92,6 +98,7 @@ def format_report(
             *[["kbit/s", *kbps]] * any(kbps),
             ["SNR dB", *(f"{summary[f'snr_{rate}']:.2f}" for rate in rates)],
         ),
+        *_coded(summary),
         f"  segmental SNR {summary['segmental_snr']:.2f} dB   SI-SDR {summary['si_sdr']:.2f} dB",
         *_table(["level", *levels], ["", *levels.values()]),
         *_table(
@@ -105,6 +112,18 @@ def format_report(
     if findings := diagnose(summary, scale):
         lines += ["  SNR is negative:", *(f"    - {finding}" for finding in findings)]
     return "\n".join(lines)
+
+
+def _coded(summary):
+    """What a prior's entropy comes to."""
+    if "snr_8kbps" in summary:
+        yield f"  SNR at {COMMON_KBPS:g} kbit/s {summary['snr_8kbps']:.2f} dB"
+    if "kbps_coded" in summary:
+        coded, entropy = summary["kbps_coded"], summary["kbps_entropy"]
+        yield (
+            f"  examples coded in {coded:.3f} kbit/s, {100 * (coded / entropy - 1):+.2f} % from their entropy of "
+            f"{entropy:.3f} kbit/s"
+        )
 
 
 def _usage(summary):

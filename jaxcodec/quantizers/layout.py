@@ -1,0 +1,55 @@
+"""What scalar codes say and in which order they are predicted: what training, files and decoders agree on, without JAX.
+
+A frame of F coefficients has F + N + 2 codes: the quality in units of `QUALITY_DB`, the shaping in units of 1 / `SHAPINGS`,
+the N levels of the spectral envelope in units of `LEVEL_DB`, and the coefficients in steps.
+"""
+
+import functools
+
+import numpy as np
+
+from jaxcodec.quantizers import QUALITY_DB as QUALITY_DB
+
+SHAPINGS = 16
+MAX_CODE = 2**15 - 1
+
+# The envelope. Edges of the bands as shares of the Nyquist frequency: 200 Hz wide at the bottom, 2.8 kHz at the top of 8.
+EDGES = (0, 0.025, 0.05, 0.075, 0.1125, 0.15, 0.2, 0.2625, 0.35, 0.475, 0.65, 1)
+NUM_BANDS = len(EDGES) - 1
+EXTRA = NUM_BANDS + 2  # codes beyond the coefficients
+LEVEL_DB, FLOOR_DB = 4.0, -92.0
+TILT, LEVEL = 0.3, 0.6  # shares of the envelope that a step follows: within a frame, and from frame to frame
+
+# The prior. It sees the frames before, and what was coded of the same frame: the bands of the envelope in an order of their
+# own, then the coefficients in three passes.
+START_LEVEL = -12  # of every band before the first frame
+MAX_CHANGE = 12  # levels from frame to frame; the ends of the alphabet stand for all beyond
+BAND_ORDER = np.array([2, 3, 1, 3, 2, 0, 3, 2, 1, 3, 2])  # a band sees those of a lower number
+NEIGHBORS = (), (2, 6), (1, 3)  # distances at which a pass finds what earlier ones coded
+KERNEL_SIZE = 5  # frames
+MAX_STEP_DB = 60  # a larger change of the step is not told
+
+
+@functools.cache
+def bands(num_bins: int) -> np.ndarray:
+    """Membership (F, N) of coefficients to bands."""
+    index = np.searchsorted(np.round(np.array(EDGES[1:]) * num_bins), np.arange(num_bins), side="right")
+    return np.eye(NUM_BANDS, dtype=np.float32)[index]
+
+
+@functools.cache
+def interpolation(num_bins: int) -> np.ndarray:
+    """Weights (N, F) that interpolate between the centers of the bands, constant beyond the first and the last."""
+    member = bands(num_bins)
+    centers = np.arange(num_bins) @ member / member.sum(0)
+    return np.stack([np.interp(np.arange(num_bins), centers, unit) for unit in np.eye(NUM_BANDS)]).astype(np.float32)
+
+
+def passes(num_bins: int) -> tuple[np.ndarray, ...]:
+    """The coefficients of each pass: every fourth, those half-way between, the odd ones."""
+    return np.arange(0, num_bins, 4), np.arange(2, num_bins, 4), np.arange(1, num_bins, 2)
+
+
+def known(number: int, num_bins: int) -> np.ndarray:
+    """Which coefficients (F,) are known before a pass."""
+    return np.isin(np.arange(num_bins), np.concatenate([np.zeros(0), *passes(num_bins)[:number]]))
