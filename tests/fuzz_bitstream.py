@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxcodec.bitstream import container, entropy
+from jaxcodec.bitstream import container, entropy, prior
+from jaxcodec.quantizers import layout
 
 MEMORY_LIMIT = 64 * 2**20
 SECONDS_LIMIT = 1.0
@@ -53,6 +54,9 @@ class Sparse:
         places = np.flatnonzero(flat)
         return np.stack([places.astype("<u2").view("<i2"), flat[places].astype("<i2")], axis=1).tobytes()
 
+    def decode_blocks(self, blocks, num_codebooks, sizes):
+        return entropy.one_by_one(self.decode, blocks, num_codebooks, sizes)
+
     def decode(self, data, num_codebooks, num_frames):
         codes = np.zeros(num_codebooks * num_frames, np.int32)
         pairs = np.frombuffer(data + bytes(-len(data) % 4), "<i2").reshape(-1, 2)
@@ -74,6 +78,28 @@ def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
             copied = rng.random(num_frames) < stay
             codes[q, copied] = (codes[q - 1, copied] * 3 + 1) % codebook_size
     return codes
+
+
+def prior_weights(num_bins=64, width=16, depth=1, seed=0):
+    """Weights of a `PriorModel` whose every bit follows from the seed."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in sorted(prior._shapes(num_bins, width, depth).items()):
+        fan_in = shape[-2] if len(shape) > 1 else 16
+        values = rng.integers(-256, 257, shape) / 256
+        scale = name.endswith(("scale", "layer_scale"))
+        arrays[name] = (values * 2.0 ** -round(np.log2(fan_in) / 2) + scale).astype(np.float16)
+    return arrays
+
+
+def scalar_codes(num_frames, num_bins=64, seed=0):
+    """Scalar codes (Q, T) with an envelope that wanders and magnitudes that follow it."""
+    rng = np.random.default_rng(seed)
+    levels = np.cumsum(rng.integers(-1, 2, (num_frames, layout.NUM_BANDS)), axis=0) - 9
+    scale = np.repeat(2.0 ** rng.integers(-3, 3, (num_frames, 8)), num_bins // 8, axis=1)
+    coefficients = np.fix(rng.integers(-300, 301, (num_frames, num_bins)) / 200 * scale)
+    head = np.full((num_frames, 1), -64), np.full((num_frames, 1), 16)
+    return np.concatenate([*head, levels, coefficients], axis=1).T.astype(np.int32)
 
 
 def pack(codes, codebook_size, model=None, **fields):
@@ -102,6 +128,11 @@ def good_files(seed=0):
         shape = 9, num_frames
         codes = np.where(rng.random(shape) < density, rng.integers(-40, 40, shape), 0)
         files += [Good(pack(codes, 80, m, **signed), codes, m) for m in (None, Sparse())]
+    learned = prior.PriorModel(prior_weights(width=4))
+    for num_frames, block_frames in ((40, 9), (25, 50)):
+        codes = scalar_codes(num_frames)
+        fields = dict(kind="scalar", least_code=-(2**15), block_frames=block_frames)
+        files.append(Good(pack(codes, 2**16, learned, **fields), codes, learned))
     return files
 
 

@@ -1,5 +1,6 @@
 """Codes to bytes and back: the `.jxc` container and entropy coding. Nothing here imports JAX."""
 
+from jaxcodec.bitstream import prior as prior
 from jaxcodec.bitstream.container import (
     BLOCK_FRAMES as BLOCK_FRAMES,
     MAGIC as MAGIC,
@@ -12,10 +13,12 @@ from jaxcodec.bitstream.container import (
     Header as Header,
     MissingEntropyModel as MissingEntropyModel,
     NotABitstream as NotABitstream,
+    Packer as Packer,
     TrailingData as TrailingData,
     TruncatedBitstream as TruncatedBitstream,
     UnsupportedVersion as UnsupportedVersion,
     WrongEntropyModel as WrongEntropyModel,
+    damaged_blocks as damaged_blocks,
     pack as pack,
     read_header as read_header,
     truncate as truncate,

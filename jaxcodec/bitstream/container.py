@@ -21,6 +21,8 @@ MAGIC = b"\x89JXC"
 FIXED_WIDTH = 0  # the coding of a file without a probability model; with one it is the number of the model's kind
 DIGEST_BYTES = 4
 BLOCK_FRAMES = 500
+MAX_LANES = 64  # blocks decoded side by side
+MAX_VARINT = 9  # bytes
 CODEBOOKS = "rvq"  # the kind that version 1 knows
 MAX_KIND_BYTES = 16
 # Frames beyond ceil(num_samples / hop_length): one for a transform whose first frame is centered on sample 0; a few more
@@ -195,47 +197,133 @@ def pack(
     codes = np.asarray(codes)
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes must be integers of shape (Q, T), got {codes.dtype} of shape {codes.shape}.")
-    stop = least_code + codebook_size
-    if codes.size and not (codes.min() >= least_code and codes.max() < stop):
-        raise ValueError(f"codes must lie in [{least_code}, {stop}), got {codes.min()} to {codes.max()}.")
-    if not (0 < len(kind) <= MAX_KIND_BYTES and kind.isascii() and kind.isprintable()):
-        raise ValueError(f"the kind is {kind!r}, expected 1 to {MAX_KIND_BYTES} printable ASCII characters.")
-    if len(fingerprint) != 8:
-        raise ValueError(f"the fingerprint must have 8 bytes, got {len(fingerprint)}.")
-    header = Header(
-        version=1 if (kind, least_code) == (CODEBOOKS, 0) else 2,
-        fingerprint=bytes(fingerprint),
-        entropy_digest=None,
-        sample_rate=int(sample_rate),
-        hop_length=int(hop_length),
-        num_samples=int(num_samples),
+    packer = Packer(
         num_codebooks=codes.shape[0],
-        codebook_size=int(codebook_size),
-        num_frames=codes.shape[1],
-        block_frames=int(block_frames),
+        codebook_size=codebook_size,
+        sample_rate=sample_rate,
+        hop_length=hop_length,
+        fingerprint=fingerprint,
         kind=kind,
-        least_code=int(least_code),
+        least_code=least_code,
+        entropy_model=entropy_model,
+        block_frames=block_frames,
     )
-    if problem := _problem(header.version, _fields(header)):
-        raise ValueError(f"cannot write {problem}.")
-    return _write(header, codes, entropy_model)
+    packer.add(codes)
+    return packer.finish(num_samples)
 
 
-def _write(header: Header, codes: np.ndarray, entropy_model: entropy.ProbabilityModel | None) -> bytes:
-    """The smaller of both codings for each block, and for the file."""
-    ranges = [header.block_range(block) for block in range(header.num_blocks)]
-    stored = [(_store(codes[:, start:stop], header), False) for start, stop in ranges]
-    plain = _assemble(dataclasses.replace(header, entropy_digest=None, coding=FIXED_WIDTH), stored)
-    if entropy_model is None:
-        return plain
-    if not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
-        raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
-    header = dataclasses.replace(
-        header, entropy_digest=entropy_model.digest[:DIGEST_BYTES], coding=entropy_model.coding
-    )
-    coded = [(_encode(codes[:, start:stop], header, entropy_model), True) for start, stop in ranges]
-    best = [min(pair, key=lambda payload: len(payload[0])) for pair in zip(stored, coded, strict=True)]
-    return min(plain, _assemble(header, best), key=len)
+class Packer:
+    """`pack` for the consecutive codes of one clip as they come: what is kept is the file's size, not the codes'.
+
+    Raises:
+      ValueError: as `pack` does.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_codebooks: int,
+        codebook_size: int,
+        sample_rate: int,
+        hop_length: int,
+        fingerprint: bytes,
+        kind: str = CODEBOOKS,
+        least_code: int = 0,
+        entropy_model: entropy.ProbabilityModel | None = None,
+        block_frames: int = BLOCK_FRAMES,
+    ):
+        if not (0 < len(kind) <= MAX_KIND_BYTES and kind.isascii() and kind.isprintable()):
+            raise ValueError(f"the kind is {kind!r}, expected 1 to {MAX_KIND_BYTES} printable ASCII characters.")
+        if len(fingerprint) != 8:
+            raise ValueError(f"the fingerprint must have 8 bytes, got {len(fingerprint)}.")
+        header = Header(
+            version=1 if (kind, least_code) == (CODEBOOKS, 0) else 2,
+            fingerprint=bytes(fingerprint),
+            entropy_digest=None,
+            sample_rate=int(sample_rate),
+            hop_length=int(hop_length),
+            num_samples=0,
+            num_codebooks=int(num_codebooks),
+            codebook_size=int(codebook_size),
+            num_frames=0,
+            block_frames=int(block_frames),
+            kind=kind,
+            least_code=int(least_code),
+        )
+        if problem := _problem(header.version, _fields(header)):
+            raise ValueError(f"cannot write {problem}.")
+        self._blocks = _Blocks(header, entropy_model)
+
+    def add(self, codes: np.ndarray) -> None:
+        """The next codes (Q, n)."""
+        codes, header = np.asarray(codes), self._blocks.header
+        if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or len(codes) != header.num_codebooks:
+            expected = f"({header.num_codebooks}, T)"
+            raise ValueError(f"codes must be integers of shape {expected}, got {codes.dtype} of shape {codes.shape}.")
+        stop = header.least_code + header.codebook_size
+        if codes.size and not (codes.min() >= header.least_code and codes.max() < stop):
+            raise ValueError(f"codes must lie in [{header.least_code}, {stop}), got {codes.min()} to {codes.max()}.")
+        self._blocks.add(codes)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the file's blocks need so far."""
+        return self._blocks.num_bytes
+
+    def finish(self, num_samples: int) -> bytes:
+        """The file of a clip of `num_samples` samples."""
+        return self._blocks.finish(int(num_samples))
+
+
+class _Blocks:
+    """Blocks as they are coded, the smaller of both codings for each, and for the file."""
+
+    def __init__(self, header, entropy_model):
+        self.header, self.model = header, entropy_model
+        if entropy_model and not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
+            raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
+        self.pending = np.zeros((header.num_codebooks, 0), header.dtype)
+        self.best: list[tuple[bytes, bool]] = []
+        # What a file without the model would have, until it is clear that it would be larger.
+        self.stored: list[tuple[bytes, bool]] | None = []
+        self.saved, self.num_frames = 0, 0
+
+    @property
+    def num_bytes(self):
+        return sum(len(payload) for payload, _ in self.best)
+
+    def add(self, codes):
+        self.num_frames += codes.shape[1]
+        size = self.header.block_frames
+        for start in range(0, codes.shape[1], size):  # never a large array for a few frames more
+            self.pending = np.concatenate([self.pending, codes[:, start : start + size]], axis=1)
+            while self.pending.shape[1] >= size:
+                self._code(self.pending[:, :size])
+                self.pending = self.pending[:, size:]
+
+    def _code(self, codes):
+        stored = best = (_store(codes, self.header), False)
+        if self.model is not None:
+            best = min(stored, (_encode(codes, self.header, self.model), True), key=lambda payload: len(payload[0]))
+        self.best.append(best)
+        self.saved += len(stored[0]) - len(best[0])
+        if self.saved > DIGEST_BYTES + MAX_VARINT * len(self.best):
+            self.stored = None
+        elif self.stored is not None:
+            self.stored.append(stored)
+
+    def finish(self, num_samples):
+        header = dataclasses.replace(self.header, num_samples=num_samples, num_frames=self.num_frames)
+        if problem := _problem(header.version, _fields(header)):
+            raise ValueError(f"cannot write {problem}.")
+        if self.pending.shape[1]:
+            self._code(self.pending)
+        coded = header
+        if self.model is not None:
+            digest = self.model.digest[:DIGEST_BYTES]
+            coded = dataclasses.replace(header, entropy_digest=digest, coding=self.model.coding)
+        files = [] if self.stored is None else [_assemble(header, self.stored)]
+        return min(*files, _assemble(coded, self.best), key=len) if files else _assemble(coded, self.best)
 
 
 def unpack(
@@ -255,36 +343,37 @@ def unpack(
       BitstreamError: see its subclasses.
       ValueError: frames outside the file, an `errors` that is neither "raise" nor "report".
     """
-    if errors not in ("raise", "report"):
-        raise ValueError(f'errors is {errors!r}, expected "raise" or "report".')
-    header, blocks, header_crc, file_end = _parse(data)
+    header, blocks, header_crc, _ = layout = _parse(data)
     stop_frame = header.num_frames if stop_frame is None else stop_frame
     if not 0 <= start_frame <= stop_frame <= header.num_frames:
         raise ValueError(f"frames {start_frame} to {stop_frame} of a file with {header.num_frames} frames.")
-    if len(data) > file_end:
-        raise TrailingData(f"{len(data) - file_end} bytes after the last block, which ends at byte {file_end}")
-    num_codes = header.num_codebooks * (stop_frame - start_frame)
-    if len(data) < file_end and (
-        errors == "raise" or num_codes > VERSIONS[header.version].max_codes_per_byte * len(data)
-    ):
-        raise TruncatedBitstream(f"the header announces {file_end} bytes, there are {len(data)}")
+    _check_whole(data, layout, stop_frame - start_frame, errors)
     if header.entropy_digest is not None:
         _check_model(header, entropy_model)
 
     codes = np.zeros((header.num_codebooks, stop_frame - start_frame), header.dtype)
     damaged = []
-    if start_frame < stop_frame:
-        for number in range(start_frame // header.block_frames, -(-stop_frame // header.block_frames)):
-            first, last = header.block_range(number)
-            begin, end = max(first, start_frame), min(last, stop_frame)
-            try:
-                block = _read_block(data, header, header_crc, number, blocks[number], entropy_model)
-                codes[:, begin - start_frame : end - start_frame] = block[:, begin - first : end - first]
-            except DamagedBlock:
-                if errors == "raise":
-                    raise
-                damaged.append((begin, end))
+    numbers = range(start_frame // header.block_frames, -(-stop_frame // header.block_frames))
+    for number, block in _read_blocks(
+        data, header, header_crc, blocks, numbers if len(codes[0]) else (), entropy_model
+    ):
+        first, last = header.block_range(number)
+        begin, end = max(first, start_frame), min(last, stop_frame)
+        if isinstance(block, DamagedBlock):
+            if errors == "raise":
+                raise block
+            damaged.append((begin, end))
+        else:
+            codes[:, begin - start_frame : end - start_frame] = block[:, begin - first : end - first]
     return Content(header, codes, damaged)
+
+
+def damaged_blocks(data: bytes, *, errors: str = "report") -> list[DamagedBlock]:
+    """The blocks of a file that fail their CRC or are missing, found without decoding any. Raises as `unpack` does."""
+    header, blocks, header_crc, _ = layout = _parse(data)
+    _check_whole(data, layout, 0, errors)
+    found = (_payload(data, header, header_crc, number, block) for number, block in enumerate(blocks))
+    return [payload for payload in found if isinstance(payload, DamagedBlock)]
 
 
 def read_header(data: bytes) -> Header:
@@ -303,8 +392,24 @@ def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.Probability
     header, codes, _ = unpack(data, entropy_model)
     if not 1 <= num_codebooks <= header.num_codebooks:
         raise ValueError(f"cannot keep {num_codebooks} of {header.num_codebooks} codebooks.")
-    kept = dataclasses.replace(header, num_codebooks=num_codebooks)
-    return _write(kept, codes[:num_codebooks], None if header.entropy_digest is None else entropy_model)
+    fresh = dataclasses.replace(
+        header, num_codebooks=num_codebooks, num_samples=0, num_frames=0, entropy_digest=None, coding=FIXED_WIDTH
+    )
+    blocks = _Blocks(fresh, None if header.entropy_digest is None else entropy_model)
+    blocks.add(codes[:num_codebooks])
+    return blocks.finish(header.num_samples)
+
+
+def _check_whole(data, layout, num_frames, errors):
+    """Raises where the data is not as long as it says; one that is to be reported may be shorter, but not by any factor."""
+    if errors not in ("raise", "report"):
+        raise ValueError(f'errors is {errors!r}, expected "raise" or "report".')
+    header, end = layout.header, layout.end
+    if len(data) > end:
+        raise TrailingData(f"{len(data) - end} bytes after the last block, which ends at byte {end}")
+    num_codes = header.num_codebooks * num_frames
+    if len(data) < end and (errors == "raise" or num_codes > VERSIONS[header.version].max_codes_per_byte * len(data)):
+        raise TruncatedBitstream(f"the header announces {end} bytes, there are {len(data)}")
 
 
 def _fields(header: Header) -> dict[str, int]:
@@ -361,7 +466,7 @@ def _read_fields(reader) -> Header:
         raise UnsupportedVersion(f".jxc version {version}, this reader knows versions 1 and 2: update jaxcodec")
     coding = reader.take(1)[0]
     if coding not in VERSIONS[version].codings:
-        raise UnsupportedVersion(f".jxc coding {coding}, this reader knows 0 and 1: update jaxcodec")
+        raise UnsupportedVersion(f".jxc coding {coding}, this version of the format has none such: update jaxcodec")
     kind = reader.text(MAX_KIND_BYTES) if version > 1 else CODEBOOKS
     fingerprint = reader.take(8)
     digest = None if coding == FIXED_WIDTH else reader.take(DIGEST_BYTES)
@@ -396,7 +501,7 @@ class _Reader:
     def varint(self) -> int:
         """LEB128: seven bits a byte, lowest first, the high bit says that more follow. At most nine, no leading zeros."""
         value = 0
-        for shift in range(0, 63, 7):
+        for shift in range(0, 7 * MAX_VARINT, 7):
             byte = self.take(1)[0]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
@@ -431,23 +536,43 @@ def _check_size(header: Header, number: int, block: _Block) -> None:
         raise DamagedHeader(f"the index gives block {number} {block.size} bytes {coding}, stored it needs {stored}")
 
 
-def _read_block(data, header, header_crc, number, block, entropy_model) -> np.ndarray:
-    """Codes (Q, n) uint16 of one block. Raises `DamagedBlock`."""
+def _read_blocks(data, header, header_crc, blocks, numbers, entropy_model):
+    """(number, codes (Q, n) or `DamagedBlock`) of some blocks, in order; several are decoded at once."""
+    numbers = list(numbers)
+    for first in range(0, len(numbers), MAX_LANES):
+        some = numbers[first : first + MAX_LANES]
+        found = {number: _payload(data, header, header_crc, number, blocks[number]) for number in some}
+        coded = [n for n in some if blocks[n].coded and not isinstance(found[n], DamagedBlock)]
+        sizes = [stop - start for start, stop in map(header.block_range, coded)]
+        if coded:
+            results = entropy_model.decode_blocks([found[n] for n in coded], header.num_codebooks, sizes)
+            for number, result in zip(coded, results, strict=True):
+                start, stop = header.block_range(number)
+                damaged = isinstance(result, entropy.DamagedCodes)
+                found[number] = DamagedBlock(number, start, stop, str(result)) if damaged else result
+        for number in some:
+            stored = isinstance(found[number], bytes)
+            yield number, _stored_codes(found[number], header, number) if stored else found[number]
+
+
+def _payload(data, header, header_crc, number, block):
+    """The bytes of one block, or the `DamagedBlock` that it is."""
     start, stop = header.block_range(number)
     payload = bytes(data[block.offset : block.offset + block.size])
     crc = data[block.offset + block.size : block.offset + block.size + 4]
     if len(crc) < 4:
-        raise DamagedBlock(number, start, stop, "the data ends before it does")
+        return DamagedBlock(number, start, stop, "the data ends before it does")
     if int.from_bytes(crc, "little") != _block_crc(header_crc, number, payload):
-        raise DamagedBlock(number, start, stop, "it does not match its CRC")
-    if block.coded:
-        try:
-            return entropy_model.decode(payload, header.num_codebooks, stop - start)
-        except entropy.DamagedCodes as error:
-            raise DamagedBlock(number, start, stop, str(error)) from None
+        return DamagedBlock(number, start, stop, "it does not match its CRC")
+    return payload
+
+
+def _stored_codes(payload, header, number):
+    start, stop = header.block_range(number)
     codes = _restore(payload, (header.num_codebooks, stop - start), header.code_bits)
     if codes.size and codes.max() >= header.codebook_size:
-        raise DamagedBlock(number, start, stop, f"code {codes.max()} with codebooks of {header.codebook_size}")
+        problem = f"code {codes.max()} with codebooks of {header.codebook_size}"
+        return DamagedBlock(number, start, stop, problem)
     return codes if not header.least_code else codes.astype(header.dtype) + header.least_code
 
 

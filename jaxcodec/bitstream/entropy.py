@@ -17,7 +17,7 @@ Shapes: codes (Q, T); Q codebooks, K entries, T frames, S states, G clusters, J 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -48,8 +48,8 @@ class ProbabilityModel(Protocol):
     def encode(self, codes: np.ndarray) -> bytes:
         """Codes (Q', T) to bytes. Zero bytes at the end do not count: a reader may see more of them, or fewer."""
 
-    def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
-        """What `encode` wrote. Raises `DamagedCodes` where no codes could have led to these bytes."""
+    def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
+        """What `encode` wrote, of blocks of T in `sizes` frames; `DamagedCodes` where no codes could have led to one."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What it is made of; the static method `from_arrays` takes it back, and raises ValueError where it cannot be."""
@@ -148,7 +148,7 @@ class EntropyModel:
         self._check(codes.shape[0])
         if codes.size and not (codes.min() >= 0 and codes.max() < self.codebook_size):
             raise ValueError(f"codes must lie in [0, {self.codebook_size}), got {codes.min()} to {codes.max()}.")
-        coder = _constriction().queue.RangeEncoder()
+        coder = constriction().queue.RangeEncoder()
         for codebook, row in enumerate(codes):
             tables = self._coder_tables[codebook]
             for code, state in zip(row.tolist(), self.states(codes, codebook).tolist(), strict=True):
@@ -162,7 +162,7 @@ class EntropyModel:
         checksum is the caller's.
         """
         self._check(num_codebooks)
-        coder = _constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
+        coder = constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
         codes = np.empty((num_codebooks, num_frames), np.uint16)
         for codebook in range(num_codebooks):
             try:
@@ -170,6 +170,10 @@ class EntropyModel:
             except AssertionError:  # constriction's way to say that a quantile lies outside the range
                 raise DamagedCodes(f"codebook {codebook} cannot be decoded: the bytes are not this coder's.") from None
         return codes
+
+    def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
+        """What `decode` makes of each block, or the `DamagedCodes` that it raised."""
+        return one_by_one(self.decode, blocks, num_codebooks, sizes)
 
     def _decode_codebook(self, coder, codes: np.ndarray, codebook: int) -> list[int]:
         tables = self._coder_tables[codebook]
@@ -221,8 +225,19 @@ class EntropyModel:
         sum to 2^24 - K, so scale is exactly 1, every sum is an integer below 2^53, and its edges are ours.
         """
         frequencies = np.diff(cumulative(self.weights)).astype(np.float64)
-        categorical = _constriction().model.Categorical
+        categorical = constriction().model.Categorical
         return [[categorical(row - 1.0, perfect=False, lazy=False) for row in codebook] for codebook in frequencies]
+
+
+def one_by_one(decode, blocks, num_codebooks, sizes) -> list:
+    """`ProbabilityModel.decode_blocks` of a model that gains nothing by seeing several."""
+    results = []
+    for block, size in zip(blocks, sizes, strict=True):
+        try:
+            results.append(decode(block, num_codebooks, size))
+        except DamagedCodes as error:
+            results.append(error)
+    return results
 
 
 MODELS: dict[str, Any] = {EntropyModel.kind: EntropyModel}
@@ -235,7 +250,7 @@ def from_arrays(kind: str, arrays: dict[str, np.ndarray]) -> ProbabilityModel:
     return MODELS[kind].from_arrays(arrays)
 
 
-def _constriction():
+def constriction():
     """The library's stream coders, imported when first needed: it has no wheels for Linux on ARM."""
     try:
         from constriction import stream

@@ -1,0 +1,664 @@
+"""The learned prior of scalar codes as files use it: `quantizers.scalar.Prior` in numbers that are equal on every machine.
+
+A range decoder goes astray when one probability differs in its last bit, and floating-point sums differ from machine to
+machine. Here nothing is rounded that could be rounded otherwise. Activations are whole numbers of 1 / `UNIT`, below `LIMIT`;
+weights are float16, so each is a whole number of 2^-24. A product of matrices in float64 then adds up numbers whose every
+partial sum is exact, whatever its order. Between products stand single operations of IEEE 754 (+, -, *, /, square root,
+rounding), which are correctly rounded everywhere, and look-ups in tables that `decimal` computed. Logits are rounded to
+`LOGIT_STEP` and pick a row of integer frequencies. The range coder is that of the library constriction (Bamler 2022).
+
+Frames are coded one after the other: quality and shaping (or that they stay), the envelope's changes in the order of
+`layout.BAND_ORDER`, the magnitudes in the passes of `layout.passes`, then the signs. Blocks do not know each other, so many
+are decoded side by side: each product then serves all of them.
+"""
+
+import decimal
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import threadpoolctl
+
+from jaxcodec.bitstream import entropy
+from jaxcodec.quantizers import layout
+
+UNIT, LIMIT = 256, 2**15  # of activations: what is one, and their greatest value
+LOGIT_STEP, MAX_LOGIT = 1 / 16, 12  # of "not zero"
+TAIL_STEP, MAX_TAIL = 1 / 4, 8  # of "beyond one" and "and one more"
+ESCAPE = 15  # magnitudes from here on are coded as this and what is beyond
+MAX_ESCAPES = 4  # of them in a row, then the rest as a plain number
+TOTAL = 2**entropy.PRECISION
+
+
+class PriorModel:
+    """Weights of a prior in float16 and what follows from them. Equal models have equal digests.
+
+    Raises:
+      ValueError: arrays that do not fit together, weights so large that sums would not be exact.
+    """
+
+    kind = "prior"
+    coding = 2
+
+    def __init__(self, weights: dict[str, np.ndarray]):
+        with np.errstate(over="ignore"):
+            self.weights = {name: np.asarray(weights[name]).astype(np.float16) for name in sorted(weights)}
+        try:
+            self.num_bins = self.weights["seen_1/kernel"].shape[0]
+            width = self.weights["seen_1/kernel"].shape[1]
+            self.depth = sum(name.startswith("trunk_block_") and name.endswith("layer_scale") for name in self.weights)
+            expected = _shapes(self.num_bins, width, self.depth)
+        except (KeyError, IndexError):
+            raise ValueError("prior: arrays are missing, this is no prior of scalar codes.") from None
+        for name in sorted(expected.keys() | self.weights.keys()):
+            shape = self.weights[name].shape if name in self.weights else None
+            if shape != expected.get(name):
+                raise ValueError(f"prior: {name} has shape {shape}, expected {expected.get(name)}.")
+        for name, array in self.weights.items():
+            # Every partial sum is a whole number of 2^-24: exact below 2^29, LIMIT times the sum of a column.
+            inputs = 0 if name == "mix" else -2 % array.ndim
+            if not np.isfinite(array).all() or np.abs(array.astype(np.float64)).sum(axis=inputs).max() > 2**13:
+                raise ValueError(f"prior: {name} is too large to be computed exactly.")
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over names, shapes and little-endian contents, 32 bytes."""
+        sha = hashlib.sha256(b"prior 1")
+        for name, array in self.weights.items():
+            sha.update(f"{name}{array.shape}".encode())
+            sha.update(np.ascontiguousarray(array, "<f2").tobytes())
+        return sha.digest()
+
+    def __eq__(self, other):
+        return isinstance(other, PriorModel) and self.digest == other.digest
+
+    def __hash__(self):
+        return hash(self.digest)
+
+    def __str__(self):
+        return f"{self.num_bins} coefficients and {layout.EXTRA} codes beside them"
+
+    def fits(self, num_codebooks: int, least_code: int, codebook_size: int) -> bool:
+        """Whether these are scalar codes of so many coefficients."""
+        whole = num_codebooks == self.num_bins + layout.EXTRA
+        return whole and (least_code, codebook_size) == (-layout.MAX_CODE - 1, 2 * layout.MAX_CODE + 2)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The weights by name, float16; `from_arrays` takes them back."""
+        return self.weights
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "PriorModel":
+        """The model of `to_arrays`, or of the parameters of a `quantizers.scalar.Prior` by their path."""
+        return cls(arrays)
+
+    # Coding.
+
+    def encode(self, codes: np.ndarray) -> bytes:
+        """Codes (Q, T) of a block to bytes: 32-bit words, little-endian, without the zero bytes at their end."""
+        if not codes.shape[1]:
+            return b""
+        with _one_thread():
+            tables = self.tables(codes)
+        frames = _Frames.of(codes)
+        coder = _Encoder()
+        groups = _band_groups()
+        passes = layout.passes(self.num_bins)
+        changes = _changes(frames.levels)
+        magnitudes = np.abs(frames.coefficients)
+        head = np.stack([frames.quality, frames.shaping], axis=1)
+        for t in range(codes.shape[1]):
+            coder.head(head[t], head[t - 1] if t else None)
+            for bands in groups:
+                coder.changes(changes[t, bands], tables.envelope[t, bands])
+            for group, rows, tails in zip(passes, tables.rows, tables.tails, strict=True):
+                coder.magnitudes(magnitudes[t, group], rows[t], tails[t])
+            coder.signs(frames.coefficients[t])
+        return coder.finish()
+
+    def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
+        """What `encode` wrote, codes (num_codebooks, num_frames) int32. Bytes beyond the end count as zero.
+
+        Raises `DamagedCodes` where no codes could have led to these bytes.
+        """
+        (codes,) = self.decode_blocks([data], num_codebooks, [num_frames])
+        if isinstance(codes, entropy.DamagedCodes):
+            raise codes
+        return codes
+
+    def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
+        """Codes (num_codebooks, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` of one, side by side."""
+        order = np.argsort(
+            -np.asarray(sizes), kind="stable"
+        )  # the longest first: those at work are always the first ones
+        lengths = np.asarray(sizes)[order]
+        decoders = [_Decoder(blocks[index]) for index in order]
+        codes = np.zeros((len(order), max(lengths, default=0), num_codebooks), np.int32)
+        state = _State.fresh(len(order), self.num_bins, self._blocks)
+        with _one_thread():
+            for t in range(codes.shape[1]):
+                active = int(np.searchsorted(-lengths, -t, side="left"))
+                state = state.first(active)
+                codes[:active, t] = self._decode_frame(decoders[:active], state)
+        results = [
+            decoder.problem or np.ascontiguousarray(codes[i, : lengths[i]].T) for i, decoder in enumerate(decoders)
+        ]
+        return [results[i] for i in np.argsort(order)]
+
+    def _decode_frame(self, decoders, state):
+        lanes = range(len(decoders))
+        head = np.stack([decoders[i].head(state.head[i] if state.started else None) for i in lanes])
+        hidden = self._envelope_hidden(self._heard(state.magnitudes[0]), state.levels, state.envelope)
+        changes = np.zeros((len(decoders), layout.NUM_BANDS))
+        for number, bands in enumerate(_band_groups()):
+            rows = self._envelope_rows(hidden, changes, number)
+            for i in lanes:
+                changes[i, bands] = decoders[i].changes(rows[i])
+        levels = np.clip(state.levels + changes, -layout.MAX_CODE - 1, layout.MAX_CODE)
+        steps = _steps(head[:, 0], head[:, 1], levels, self.num_bins)
+        context = self._context(state.magnitudes, state.steps, steps, levels, state.levels, state.trunk)
+        magnitudes = np.zeros((len(decoders), self.num_bins))
+        for number, group in enumerate(layout.passes(self.num_bins)):
+            rows, tails = self._rows(self._logits(number, context, magnitudes))
+            for i in lanes:
+                magnitudes[i, group] = decoders[i].magnitudes(rows[i], tails[i])
+        signs = np.stack([decoders[i].signs(magnitudes[i]) for i in lanes])
+        state.advance(head, levels, steps.steps, magnitudes)
+        return np.concatenate([head, levels, signs], axis=1)
+
+    def tables(self, codes: np.ndarray) -> "Tables":
+        """The frequencies with which each code of a block (Q, T) is coded, given those before it."""
+        frames = _Frames.of(codes)
+        num_frames = codes.shape[1]
+        state = _State.fresh(1, self.num_bins, self._blocks)
+        magnitudes = np.abs(frames.coefficients)
+        before = _before(magnitudes), _before(_before(magnitudes))
+        levels_before = _before(frames.levels - layout.START_LEVEL) + layout.START_LEVEL
+        steps = _steps(frames.quality, frames.shaping, frames.levels, self.num_bins)
+        steps_before = _before(steps.steps), _before(_before(steps.steps))
+        hidden = self._envelope_hidden(self._heard(before[0]), levels_before, state.envelope)
+        envelope = np.zeros((num_frames, layout.NUM_BANDS, 2 * layout.MAX_CHANGE + 1))
+        for number, bands in enumerate(_band_groups()):
+            envelope[:, bands] = self._envelope_rows(hidden, _changes(frames.levels), number)
+        context = self._context(before, steps_before, steps, frames.levels, levels_before, state.trunk)
+        logits = (self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS)))
+        rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
+        return Tables(envelope, rows, tails)
+
+    # The network. Activations are float64 arrays (rows, C) of whole numbers; rows are lanes times frames.
+
+    @functools.cached_property
+    def _float64(self):
+        arrays = {name: array.astype(np.float64) for name, array in self.weights.items()}
+        rank = layout.BAND_ORDER
+        arrays["mix"] *= (rank[:, None] < rank[None])[:, :, None]
+        return arrays
+
+    @property
+    def _blocks(self):
+        """Width and number of the convolutions of both trunks."""
+        return {name: (self.weights[f"{name}_norm/scale"].shape[0], depth) for name, depth in self._trunks.items()}
+
+    @property
+    def _trunks(self):
+        return {"trunk": self.depth, "envelope": 2}
+
+    def _dense(self, name, x):
+        return _rounded(x @ self._float64[f"{name}/kernel"] + UNIT * self._float64[f"{name}/bias"])
+
+    def _norm(self, name, x):
+        """Layer normalization: sums are exact, then one operation after the other."""
+        size = x.shape[-1]
+        total = x.sum(-1, keepdims=True)
+        spread = size * (x * x).sum(-1, keepdims=True) - total * total
+        normal = (size * x - total) / np.sqrt(spread + size * size * 1e-6 * UNIT * UNIT)
+        return _rounded(normal * (UNIT * self._float64[f"{name}/scale"]) + UNIT * self._float64[f"{name}/bias"])
+
+    def _trunk(self, name, x, memory):
+        """A trunk on rows (L * T, C), L lanes that remember in `memory` (D, L, KERNEL_SIZE - 1, C)."""
+        x = self._dense(f"{name}_input", x)
+        for number, past in enumerate(memory):
+            block = f"{name}_block_{number}"
+            seen = np.concatenate([past, x.reshape(len(past), -1, x.shape[1])], axis=1)
+            past[:] = seen[:, -past.shape[1] :]
+            num_frames = seen.shape[1] - past.shape[1]
+            kernel = self._float64[f"{block}/DepthwiseConv_0/kernel"]
+            y = sum(seen[:, i : i + num_frames] * kernel[i] for i in range(layout.KERNEL_SIZE))
+            y = self._norm(f"{block}/LayerNorm_0", _rounded(y.reshape(x.shape)))
+            y = self._dense(f"{block}/Dense_1", _gelu(self._dense(f"{block}/Dense_0", y)))
+            x = _rounded(x + y * self._float64[f"{block}/layer_scale"])
+        return self._norm(f"{name}_norm", x)
+
+    def _heard(self, magnitudes):
+        """Mean compressed magnitude of each band."""
+        member = layout.bands(self.num_bins).astype(np.float64)
+        return np.rint(_compress(magnitudes) @ member / member.sum(0))
+
+    def _envelope_hidden(self, heard, levels_before, memory):
+        """What the envelope's bands know of the frames before, (rows, N, 32)."""
+        before = _rounded((levels_before - layout.START_LEVEL) * UNIT / 5)
+        trunk = self._trunk("envelope", np.concatenate([before, heard], axis=1), memory)
+        return self._dense("hidden", trunk).reshape(len(trunk), layout.NUM_BANDS, -1)
+
+    def _envelope_rows(self, hidden, changes, number):
+        """Frequencies less one (rows, n, 2 * MAX_CHANGE + 1) of the changes of a group of bands, given earlier ones."""
+        bands = _band_groups()[number]
+        seen = _rounded(changes * UNIT / 5)
+        mix = self._float64["mix"][:, bands].reshape(layout.NUM_BANDS, -1)
+        h = _gelu(_rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
+        kernel, bias = self._float64["kernel"][bands], self._float64["bias"][bands]
+        logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + UNIT * bias)
+        depth = np.minimum(logits.max(-1, keepdims=True) - logits, len(_exponentials()) - 1)
+        edges = entropy.cumulative(_exponentials()[depth.astype(np.intp)])
+        return np.ascontiguousarray(np.diff(edges).astype(np.float64) - 1)
+
+    def _context(self, magnitudes, steps_before, steps, levels, levels_before, memory):
+        """What the passes see of the frames before and of the envelope."""
+        past, older = (
+            _compress(before * _powers()[_clip_step(then - steps.steps)])
+            for before, then in zip(magnitudes, steps_before, strict=True)
+        )
+        expected = np.rint((steps.envelope - 2 * steps.steps) * 0.8)  # in units of 1/16 dB, to 1 / UNIT of 20 dB
+        shapes = [_rounded((x - layout.START_LEVEL) * UNIT / 5) for x in (levels, levels_before)]
+        trunk = self._trunk("trunk", np.concatenate([past, older, expected, *shapes], axis=1), memory)
+        return trunk, np.stack([expected, past, older, _beside(past, 1)], axis=-1)
+
+    def _logits(self, number, context, magnitudes):
+        """Logits (rows, G, 3) of the coefficients of a pass; `magnitudes` of later ones are not looked at."""
+        h, near = context
+        group = layout.passes(self.num_bins)[number]
+        near = near[:, group]
+        if number:
+            seen = _compress(magnitudes * layout.known(number, self.num_bins))
+            h = _rounded(h + self._dense(f"seen_{number}", seen))
+            beside = [_beside(seen, distance)[:, group, None] for distance in layout.NEIGHBORS[number]]
+            near = np.concatenate([near, *beside], axis=-1)
+        h = _rounded(h + self._dense(f"down_{number}", _gelu(self._dense(f"up_{number}", h))))
+        far = self._dense(f"far_{number}", self._norm(f"norm_{number}", h))
+        hidden = _gelu(self._dense(f"near_{number}", near.reshape(-1, near.shape[-1])))
+        return far.reshape(len(h), -1, 3) + self._dense(f"beside_{number}", hidden).reshape(len(h), -1, 3)
+
+    def _rows(self, logits):
+        """Frequencies less one (rows, G, ESCAPE + 1) of magnitudes, and which tail each has beyond."""
+        present = _steps_of(logits[..., 0], LOGIT_STEP, MAX_LOGIT)
+        two, more = (_steps_of(logits[..., i], TAIL_STEP, MAX_TAIL) for i in (1, 2))
+        rows = np.empty((*present.shape, ESCAPE + 1))
+        np.multiply(_tails()[two, more], _presence()[present][..., None], out=rows[..., 1:])
+        np.floor(rows[..., 1:], out=rows[..., 1:])
+        rows[..., 0] = TOTAL - (ESCAPE + 1) - rows[..., 1:].sum(-1)
+        return rows, more
+
+
+class Tables(NamedTuple):
+    """Frequencies less one, of the sum 2^24 - K, with which the codes of a block are coded."""
+
+    envelope: np.ndarray  # (T, N, 2 * MAX_CHANGE + 1)
+    rows: tuple[np.ndarray, ...]  # of each pass (T, G, ESCAPE + 1)
+    tails: tuple[np.ndarray, ...]  # of each pass (T, G), the row of what is beyond
+
+
+class _Frames(NamedTuple):
+    """Codes by what they are, float64, frames first."""
+
+    quality: np.ndarray
+    shaping: np.ndarray
+    levels: np.ndarray
+    coefficients: np.ndarray
+
+    @classmethod
+    def of(cls, codes):
+        frames = np.asarray(codes).T.astype(np.float64)
+        return cls(frames[:, 0], frames[:, 1], frames[:, 2 : layout.EXTRA], frames[:, layout.EXTRA :])
+
+
+class _Steps(NamedTuple):
+    steps: np.ndarray  # (rows, F) in 1/8 dB
+    envelope: np.ndarray  # (rows, F) in 1/16 dB
+
+
+class _State:
+    """What lanes remember: the last two frames, and the inputs of the convolutions."""
+
+    def __init__(self, started, head, levels, steps, magnitudes, trunk, envelope):
+        self.started, self.head, self.levels = started, head, levels
+        self.steps, self.magnitudes = steps, magnitudes  # the last, and the one before
+        self.trunk, self.envelope = trunk, envelope  # (D, L, KERNEL_SIZE - 1, C)
+
+    @classmethod
+    def fresh(cls, lanes, num_bins, blocks):
+        levels = np.full((lanes, layout.NUM_BANDS), float(layout.START_LEVEL))
+        past = [np.zeros((lanes, num_bins)) for _ in range(4)]
+        memory = {
+            name: np.zeros((depth, lanes, layout.KERNEL_SIZE - 1, width)) for name, (width, depth) in blocks.items()
+        }
+        return cls(False, np.zeros((lanes, 2)), levels, past[:2], past[2:], memory["trunk"], memory["envelope"])
+
+    def first(self, lanes):
+        """The state of the first lanes only."""
+        if lanes == len(self.levels):
+            return self
+        return _State(
+            self.started,
+            self.head[:lanes],
+            self.levels[:lanes],
+            [x[:lanes] for x in self.steps],
+            [x[:lanes] for x in self.magnitudes],
+            np.ascontiguousarray(self.trunk[:, :lanes]),
+            np.ascontiguousarray(self.envelope[:, :lanes]),
+        )
+
+    def advance(self, head, levels, steps, magnitudes):
+        """The frame that was decoded last."""
+        self.started, self.head, self.levels = True, head, levels
+        self.steps, self.magnitudes = [steps, self.steps[0]], [magnitudes, self.magnitudes[0]]
+
+
+# The coder, a frame at a time. What `_Encoder` says `_Decoder` understands, method by method.
+
+
+class _Encoder:
+    def __init__(self):
+        self.stream = entropy.constriction()
+        self.coder = self.stream.queue.RangeEncoder()
+        self.family = self.stream.model.Categorical(perfect=False)
+
+    def symbols(self, symbols, rows):
+        self.coder.encode(np.ascontiguousarray(symbols, np.int32), self.family, rows)
+
+    def plain(self, value, size):
+        self.coder.encode(int(value), self.stream.model.Uniform(size))
+
+    def number(self, value):
+        """A number from 0 to 2^16 - 1: its length, then its bits."""
+        length = int(value).bit_length()
+        self.plain(length, 17)
+        if length > 1:
+            self.plain(int(value) - (1 << (length - 1)), 1 << (length - 1))
+
+    def head(self, head, before):
+        if before is not None:
+            stays = bool((head == before).all())
+            self.symbols([0 if stays else 1], _stay_row())
+            if stays:
+                return
+        for value in head:
+            self.plain(value + layout.MAX_CODE + 1, 2**16)
+
+    def changes(self, changes, rows):
+        limit = layout.MAX_CHANGE
+        self.symbols(np.clip(changes, -limit, limit) + limit, rows)
+        for change in changes[np.abs(changes) >= limit]:
+            self.number(abs(change) - limit)
+
+    def magnitudes(self, magnitudes, rows, tails):
+        self.symbols(np.minimum(magnitudes, ESCAPE), rows)
+        for _ in range(MAX_ESCAPES):
+            beyond = magnitudes >= ESCAPE
+            if not beyond.any():
+                return
+            magnitudes, tails = magnitudes[beyond] - ESCAPE, tails[beyond]
+            self.symbols(np.minimum(magnitudes, ESCAPE), _geometric()[tails])
+        for magnitude in magnitudes[magnitudes >= ESCAPE]:
+            self.number(magnitude - ESCAPE)
+
+    def signs(self, coefficients):
+        signs = coefficients[coefficients != 0] < 0
+        if len(signs):
+            self.coder.encode(signs.astype(np.int32), self.stream.model.Uniform(2))
+
+    def finish(self):
+        return self.coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+class _Decoder:
+    """One lane. Where its bytes cannot be, it says so in `problem` and goes on with zeros."""
+
+    def __init__(self, data):
+        self.stream = entropy.constriction()
+        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
+        self.coder = self.stream.queue.RangeDecoder(words)
+        self.family = self.stream.model.Categorical(perfect=False)
+        self.problem: entropy.DamagedCodes | None = None
+
+    def _decode(self, zeros, *model):
+        if self.problem is None:
+            try:
+                return self.coder.decode(*model)
+            except AssertionError:  # constriction's way to say that a quantile lies outside the range
+                self.problem = entropy.DamagedCodes("it cannot be decoded: the bytes are not this coder's.")
+        return zeros
+
+    def symbols(self, rows):
+        return self._decode(np.zeros(len(rows), np.int32), self.family, rows)
+
+    def plain(self, size):
+        return self._decode(0, self.stream.model.Uniform(size))
+
+    def number(self):
+        length = self.plain(17)
+        return length if length < 2 else (1 << (length - 1)) + self.plain(1 << (length - 1))
+
+    def head(self, before):
+        if before is not None and not self.symbols(_stay_row())[0]:
+            return before
+        return np.array([self.plain(2**16) - layout.MAX_CODE - 1 for _ in range(2)], np.float64)
+
+    def changes(self, rows):
+        limit = layout.MAX_CHANGE
+        changes = self.symbols(rows).astype(np.float64) - limit
+        for index in np.flatnonzero(np.abs(changes) == limit):
+            changes[index] += np.sign(changes[index]) * self.number()
+        return changes
+
+    def magnitudes(self, rows, tails):
+        magnitudes = self.symbols(rows).astype(np.float64)
+        beyond = np.flatnonzero(magnitudes == ESCAPE)
+        for _ in range(MAX_ESCAPES):
+            if not len(beyond):
+                return magnitudes
+            more = self.symbols(_geometric()[tails[beyond]])
+            magnitudes[beyond] += more
+            beyond = beyond[more == ESCAPE]
+        for index in beyond:
+            magnitudes[index] += self.number()
+        return np.minimum(magnitudes, layout.MAX_CODE + 1)
+
+    def signs(self, magnitudes):
+        nonzero = np.flatnonzero(magnitudes)
+        if len(nonzero):
+            signs = self._decode(np.zeros(len(nonzero), np.int32), self.stream.model.Uniform(2), len(nonzero))
+            magnitudes = magnitudes.copy()
+            magnitudes[nonzero] *= 1 - 2 * signs
+        return np.minimum(magnitudes, layout.MAX_CODE)
+
+
+def _one_thread():
+    """A context in which products of matrices take one thread.
+
+    These are small: threads that wait for each other on a busy machine make them up to thirty times slower.
+    """
+    return _controller().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _controller():
+    return threadpoolctl.ThreadpoolController()
+
+
+# Single steps on whole numbers.
+
+
+def _rounded(x):
+    return np.clip(np.rint(x), -LIMIT, LIMIT)
+
+
+def _gelu(x):
+    return _gelu_table()[np.maximum(x + _GELU_RANGE, 0).astype(np.intp)]
+
+
+def _compress(magnitudes):
+    """`quantizers.scalar.compress` in whole numbers of 1 / UNIT."""
+    return _rounded((np.sqrt(np.sqrt(1 + magnitudes)) - 1) * (4 * UNIT))
+
+
+def _beside(x, distance):
+    """The mean of the coefficients `distance` below and above, rounded."""
+    padded = np.pad(x, ((0, 0), (distance, distance)))
+    return np.rint((padded[:, : -2 * distance] + padded[:, 2 * distance :]) / 2)
+
+
+def _before(x):
+    """What the frame before had (T, C), zeros at the first."""
+    return np.concatenate([np.zeros_like(x[:1]), x[:-1]])
+
+
+def _changes(levels):
+    """Change of each level (T, N) from the frame before."""
+    return levels - layout.START_LEVEL - _before(levels - layout.START_LEVEL)
+
+
+def _steps(quality, shaping, levels, num_bins):
+    """Steps from quality and shaping (rows,) as coded and levels (rows, N)."""
+    envelope = levels @ _interpolation(num_bins)
+    total = envelope.sum(-1, keepdims=True)
+    shaped = layout.TILT * (num_bins * envelope - total) + layout.LEVEL * total
+    eighths = np.rint(shaped * (shaping[:, None] / (2 * layout.SHAPINGS * num_bins)))
+    return _Steps(eighths + quality[:, None], envelope)
+
+
+def _clip_step(difference):
+    limit = 8 * layout.MAX_STEP_DB
+    return (np.clip(difference, -limit, limit) + limit).astype(np.intp)
+
+
+def _steps_of(logits, step, most):
+    """Index of a logit in its table."""
+    limit = round(most / step)
+    return (np.clip(np.rint(logits / (UNIT * step)), -limit, limit) + limit).astype(np.intp)
+
+
+# Tables, the same everywhere: `decimal` rounds correctly.
+
+_CONTEXT = decimal.Context(prec=40)
+_GELU_RANGE = 8 * UNIT
+
+
+@functools.cache
+def _interpolation(num_bins):
+    """Weights (N, F) in 1/64, so that a level of 4 dB has 64/16: the envelope in 1/16 dB."""
+    weights = np.floor(layout.interpolation(num_bins) * 64 + 0.5).astype(np.float64)
+    weights[weights.argmax(0), np.arange(num_bins)] += 64 - weights.sum(0)
+    return weights
+
+
+def _sigmoid(x):
+    return float(_CONTEXT.divide(1, 1 + _CONTEXT.exp(-_CONTEXT.create_decimal(x))))
+
+
+@functools.cache
+def _gelu_table():
+    """GELU by its tanh (Hendrycks and Gimpel 2016) of whole numbers from -_GELU_RANGE on; above 8 it is the identity."""
+    x = [decimal.Decimal(i) / UNIT for i in range(-_GELU_RANGE, _GELU_RANGE)]
+    slope = 2 * _CONTEXT.sqrt(2 / decimal.Decimal("3.14159265358979323846264338327950288"))
+    values = [float(value * UNIT) * _sigmoid(slope * (value + decimal.Decimal("0.044715") * value**3)) for value in x]
+    return np.concatenate([np.rint(values), np.arange(_GELU_RANGE, LIMIT + 1)])
+
+
+@functools.cache
+def _powers():
+    """10^(x / 20) of eighths of a decibel from -MAX_STEP_DB on."""
+    limit = 8 * layout.MAX_STEP_DB
+    return np.array([float(_CONTEXT.power(10, decimal.Decimal(i) / 160)) for i in range(-limit, limit + 1)])
+
+
+@functools.cache
+def _exponentials():
+    """Weights of 2^20 * exp(-x / UNIT): what is far below the likeliest keeps 1."""
+    return np.array([max(1, round(float(2**20 * _CONTEXT.exp(-decimal.Decimal(i) / UNIT)))) for i in range(16 * UNIT)])
+
+
+def _logistic(step, most):
+    limit = round(most / step)
+    return np.array([_sigmoid(i * step) for i in range(-limit, limit + 1)])
+
+
+@functools.cache
+def _presence():
+    """Share of what is not zero, of all that is to be given away: each symbol has one in any case."""
+    return np.floor(_logistic(LOGIT_STEP, MAX_LOGIT) * (TOTAL - ESCAPE - 1))
+
+
+@functools.cache
+def _tails():
+    """Shares (two, more, ESCAPE) of the magnitudes from 1 to ESCAPE of what is not zero."""
+    two, more = _logistic(TAIL_STEP, MAX_TAIL)[:, None], _logistic(TAIL_STEP, MAX_TAIL)[None]
+    shares = np.empty((two.size, more.size, ESCAPE))
+    left = two * np.ones_like(more)
+    shares[..., 0] = 1 - left
+    for magnitude in range(2, ESCAPE):
+        shares[..., magnitude - 1] = left * (1 - more)
+        left = left * more
+    shares[..., -1] = left
+    return shares
+
+
+@functools.cache
+def _geometric():
+    """Frequencies less one (more, ESCAPE + 1) of how far a magnitude goes beyond an escape."""
+    more = _logistic(TAIL_STEP, MAX_TAIL)
+    shares, left = np.empty((more.size, ESCAPE + 1)), np.ones_like(more)
+    for count in range(ESCAPE):
+        shares[:, count] = left * (1 - more)
+        left = left * more
+    shares[:, -1] = left
+    rows = np.floor(shares * (TOTAL - ESCAPE - 1))
+    rows[:, 0] += TOTAL - ESCAPE - 1 - rows.sum(-1)
+    return rows
+
+
+@functools.cache
+def _stay_row():
+    return np.array([[TOTAL - 2.0**8, 2.0**8 - 2]])
+
+
+@functools.cache
+def _band_groups():
+    return tuple(np.flatnonzero(number == layout.BAND_ORDER) for number in range(layout.BAND_ORDER.max() + 1))
+
+
+def _shapes(num_bins, width, depth):
+    """Shapes of all weights by name."""
+    bands, size, alphabet = layout.NUM_BANDS, 32, 2 * layout.MAX_CHANGE + 1
+
+    def dense(name, inputs, outputs):
+        return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
+
+    def norm(name, channels):
+        return {f"{name}/scale": (channels,), f"{name}/bias": (channels,)}
+
+    shapes = {"mix": (bands, bands, size), "kernel": (bands, size, alphabet), "bias": (bands, alphabet)}
+    trunks = ("trunk", width, depth, 3 * num_bins + 2 * bands), ("envelope", width // 2, 2, 2 * bands)
+    for trunk, channels, blocks, inputs in trunks:
+        shapes |= dense(f"{trunk}_input", inputs, channels) | norm(f"{trunk}_norm", channels)
+        for block in (f"{trunk}_block_{number}" for number in range(blocks)):
+            shapes |= {
+                f"{block}/DepthwiseConv_0/kernel": (layout.KERNEL_SIZE, channels),
+                f"{block}/layer_scale": (channels,),
+            }
+            shapes |= norm(f"{block}/LayerNorm_0", channels)
+            shapes |= dense(f"{block}/Dense_0", channels, 3 * channels) | dense(
+                f"{block}/Dense_1", 3 * channels, channels
+            )
+    shapes |= dense("hidden", width // 2, bands * size)
+    for number, group in enumerate(layout.passes(num_bins)):
+        if number:
+            shapes |= dense(f"seen_{number}", num_bins, width)
+        shapes |= dense(f"up_{number}", width, 2 * width) | dense(f"down_{number}", 2 * width, width)
+        shapes |= norm(f"norm_{number}", width) | dense(f"far_{number}", width, 3 * len(group))
+        shapes |= dense(f"near_{number}", 4 + len(layout.NEIGHBORS[number]), 16) | dense(f"beside_{number}", 16, 3)
+    return shapes
+
+
+entropy.MODELS[PriorModel.kind] = PriorModel
