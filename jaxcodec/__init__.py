@@ -18,7 +18,12 @@ __version__ = "0.1.0"
 # tells type checkers that they are public.
 with epy.lazy_api_imports(globals()):
     from jaxcodec import evaluation as evaluate  # noqa: F401, its name in version 0.1
-    from jaxcodec.inference.files import pack as pack, unpack as unpack
+    from jaxcodec.inference.files import (
+        compress as compress,
+        decompress as decompress,
+        pack as pack,
+        unpack as unpack,
+    )
     from jaxcodec.inference.functions import (
         decode as decode,
         dequantize as dequantize,
@@ -31,6 +36,7 @@ with epy.lazy_api_imports(globals()):
     from jaxcodec.inference.pretrained import load as load, save as save
     from jaxcodec.inference.streaming import (
         StreamState as StreamState,
+        decode_end as decode_end,
         decode_step as decode_step,
         encode_step as encode_step,
         init_stream as init_stream,

@@ -4,6 +4,11 @@ Files and snapshots of those versions are read by way of `upgraded`, and fingerp
 codec keeps its name, and its files, when the layout of recipes changes.
 """
 
+import hashlib
+import json
+
+import numpy as np
+
 _NESTED = {
     "mdct": ("hop_length", "latent_gain", "encoder_depth", "decoder_depth", "kernel_size", "identity"),
     "seanet": ("strides",),
@@ -28,3 +33,13 @@ def flat(model: dict) -> dict:
     if values.get("quantizer") == "rvq":
         del values["quantizer"]
     return values
+
+
+def fingerprint(config: dict, arrays: dict[str, np.ndarray]) -> bytes:
+    """8 bytes that name a codec: sections of its recipe, "model" in any layout, and its weights and constants by path."""
+    known = config | {"model": flat(upgraded(config["model"]))}
+    digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.astype("<f4").tobytes())
+    return digest.digest()

@@ -116,3 +116,15 @@ def test_a_run_is_measured_as_it_went(monkeypatch):
     assert run["output_scale"][1] != 2.5
     assert all(np.isfinite([row["snr"], row["optimal_gain"], row["share_mse"]]).all() for row in run["curve"])
     assert json.loads(json.dumps(run)) == run
+
+
+def test_a_report_of_a_quantizer_without_codebooks_has_its_rates():
+    levels = dict.fromkeys(["segmental_snr", "si_sdr", "range_ratio", "rms_ratio", "optimal_gain"], 1.0)
+    summary = levels | {"snr": 9.0, "snr_8kbps": 8.12345, "kbps_coded": 5.01, "kbps_entropy": 5.0}
+    run = argparse.Namespace(
+        evaluate=lambda state: (summary | {"effective_dimension": 3.0, "loss": 1.0}, {"rate": 0.5})
+    )
+    report = ablate.report(run, None, 200)
+    assert report["step"] == 200 and report["snr_8kbps"] == 8.1235 and report["share_rate"] == 0.5
+    assert report["kbps_coded"] / report["kbps_entropy"] == pytest.approx(1.002)
+    assert "usage" not in report

@@ -19,10 +19,10 @@ import soundfile
 
 import jaxcodec
 from configs import tiny
-from jaxcodec import audio, bitstream, cli, data, evaluation, export, inference
+from jaxcodec import audio, bitstream, bundled, cli, data, evaluation, export, inference, quantizers
 from jaxcodec.bitstream import entropy
 from jaxcodec.inference import pretrained
-from tests import support
+from tests import support, test_scalar
 
 ROOT = pathlib.Path(jaxcodec.__file__).parent.parent
 
@@ -171,7 +171,8 @@ def damage(path, block):
     return block * frames, (block + 1) * frames
 
 
-def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(run, codec, speech):
+def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(run, codec, speech, monkeypatch):
+    monkeypatch.setattr("jaxcodec.inference.files._FILE_BLOCK_SECONDS", 0.5)
     run("encode", "speech.wav", "-o", "speech.jxc", "--no_entropy")
     run("decode", "speech.jxc", "-o", "good.wav")
     start, stop = damage("speech.jxc", 1)
@@ -197,6 +198,205 @@ def test_truncating_is_encoding_with_fewer_codebooks(run, speech):
     assert pathlib.Path("truncated.jxc").read_bytes() == pathlib.Path("two.jxc").read_bytes()
     code, _, told = run("truncate", "two.jxc", "-o", "three.jxc", "--codebooks", "3")
     assert code == 1 and told == ["jaxcodec: two.jxc: cannot keep 3 of 2 codebooks."]
+
+
+@pytest.fixture(scope="module")
+def scalar_codec():
+    """A small codec of scalar codes, not trained; nothing costs it less than some 17 kbit/s."""
+    state = support.make_state(support.make_model(test_scalar.small_config()))
+    return pretrained.make(state.params, state.quantizer, test_scalar.small_config())
+
+
+@pytest.fixture
+def small_models(codec, scalar_codec, monkeypatch):
+    """Small models in place of the bundled ones; a list of the names that are loaded."""
+    contents = {"files": pretrained.to_bytes(scalar_codec), "tokens": pretrained.to_bytes(codec)}
+    # The package looks its public names up once: before this one is replaced, or the replacement would stay.
+    loaded, load = [], jaxcodec.load
+    monkeypatch.setattr(bundled, "read", contents.__getitem__)
+    monkeypatch.setattr(pretrained, "load", lambda path=None: loaded.append(path) or load(path))
+    caches = bundled.names, bundled.quantizer
+    for cache in caches:
+        cache.cache_clear()
+    yield loaded
+    for cache in caches:
+        cache.cache_clear()
+
+
+def header_of(path):
+    return bitstream.read_header(pathlib.Path(path).read_bytes())
+
+
+def test_the_flags_of_the_rate_choose_the_bundled_model(run, codec, scalar_codec, small_models, speech):
+    fingerprints = {"files": scalar_codec.fingerprint, "tokens": codec.fingerprint}
+    for number, (flags, model) in enumerate(
+        (
+            ("", "files"),
+            ("--quality -20", "files"),
+            ("--shape 0.5", "files"),
+            ("--kbps 60 --shape 0", "files"),
+            ("--codebooks 2", "tokens"),
+            ("--model tokens", "tokens"),
+            ("--model files --kbps 60", "files"),
+        )
+    ):
+        code, _, told = run("encode", "speech.wav", "-o", f"{number}.jxc", *flags.split(), model=None)
+        assert code == 0 and len(told) == 1, told
+        assert header_of(f"{number}.jxc").fingerprint == fingerprints[model]
+    codes = {n: jaxcodec.unpack(scalar_codec, pathlib.Path(f"{n}.jxc").read_bytes()).codes for n in (0, 1, 2, 3)}
+    assert [codes[n][0, 0] * quantizers.QUALITY_DB for n in (0, 1, 2)] == [-14, -20, -14]
+    assert [codes[n][1, 0] for n in (0, 1, 2, 3)] == [12, 12, 8, 0]
+    assert 57 < 8e-3 * os.path.getsize("3.jxc") / header_of("3.jxc").seconds <= 60
+    assert header_of("4.jxc").num_codebooks == 2
+
+
+def test_kbps_of_stdin_and_of_a_folder_and_what_cannot_be_reached(run, small_models, speech, recordings, monkeypatch):
+    run("encode", "speech.wav", "-o", "speech.jxc", "--kbps", "50", model=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stream(pathlib.Path("speech.wav").read_bytes()))
+        patch.setattr(sys, "stdout", stream())
+        assert run("encode", "-", "-o", "-", "--kbps", "50", model=None)[0] == 0
+        assert sys.stdout.buffer.getvalue() == pathlib.Path("speech.jxc").read_bytes()
+    code, _, told = run("encode", "recordings", "-o", "codes", "--kbps", "50", model=None)
+    assert code == 1 and told[0].startswith("jaxcodec: recordings/text.wav: not audio")
+    assert "encoded 3 of 4" in told[1] and files("codes") == ["a.jxc", "deep/b.jxc", "deep/c.jxc"]
+    code, _, told = run("encode", "speech.wav", "-o", "low.jxc", "--kbps", "0.5", model=None)
+    assert code == 1 and len(told) == 1 and not os.path.exists("low.jxc")
+    assert re.fullmatch(
+        r"jaxcodec: speech.wav: 0.5 kbit/s cannot be reached, this recording needs [\d.]+ at least\.", told[0]
+    )
+
+
+def test_files_are_decoded_truncated_and_described_by_the_model_that_made_them(run, codec, small_models, speech):
+    other = codec.replace(constants={"centroids": codec.constants["centroids"] + 1})
+    os.mkdir("codes")
+    run("encode", "speech.wav", "-o", "codes/a.jxc", model=None)
+    for name, flags in (("b", "--codebooks 2"), ("c", "--quality -20"), ("d", "--codebooks 3")):
+        run("encode", "speech.wav", "-o", f"codes/{name}.jxc", *flags.split(), model=None)
+    small_models.clear()
+    code, _, told = run("decode", "codes", "-o", "decoded", model=None)
+    assert code == 0 and sorted(small_models) == ["files", "tokens"]  # each once, of four files
+    assert files("decoded") == ["a.wav", "b.wav", "c.wav", "d.wav"]
+    assert all(len(audio.load(f"decoded/{name}.wav")) == len(speech) for name in "abcd")
+
+    pathlib.Path("codes/b.jxc").write_bytes(jaxcodec.pack(other, inference.encode(other, speech), len(speech)))
+    message = f"made with the model {other.fingerprint.hex()}, which is not bundled: give that model (--model)."
+    code, _, told = run("decode", "codes", "-o", "decoded", "--force", model=None)
+    assert code == 1 and told[0] == f"jaxcodec: codes/b.jxc: {message}" and "decoded 3 of 4" in told[1]
+    small_models.clear()
+    assert run("truncate", "codes/d.jxc", "-o", "e.jxc", "--codebooks", "1", model=None)[0] == 0
+    code, out, _ = run("info", *(f"codes/{name}.jxc" for name in "abd"))
+    assert code == 0 and not small_models
+    assert re.findall(r"^model +(.*)$", out, re.MULTILINE) == [
+        f"{pretrained.load('files').fingerprint.hex()} (files)",
+        other.fingerprint.hex(),
+        f"{codec.fingerprint.hex()} (tokens)",
+    ]
+
+
+def test_a_tokens_file_with_tables_is_truncated_by_its_own_model(run, codec, small_models, speech, monkeypatch):
+    codes = np.asarray(inference.encode(codec, speech))
+    fitted = codec.replace(entropy=entropy.fit([codes], codec.codebook_size))
+    contents = {"files": bundled.read("files"), "tokens": pretrained.to_bytes(fitted)}
+    monkeypatch.setattr(bundled, "read", contents.__getitem__)
+    pathlib.Path("speech.jxc").write_bytes(jaxcodec.pack(fitted, codes, len(speech)))
+    assert header_of("speech.jxc").entropy_digest
+    assert run("truncate", "speech.jxc", "-o", "two.jxc", "--codebooks", "2", model=None)[0] == 0
+    assert small_models == ["tokens"]
+    assert pathlib.Path("two.jxc").read_bytes() == jaxcodec.pack(fitted, codes[:2], len(speech))
+
+
+def test_info_without_arguments_describes_both_bundled_models(run, codec, scalar_codec, small_models):
+    code, out, _ = run("info", "--json")
+    assert code == 0
+    assert [(d["bundled"], d["model"], d["file"], d["quantizer"]) for d in json.loads(out)] == [
+        ("files", scalar_codec.fingerprint.hex(), pretrained.BUNDLED["files"], "scalar"),
+        ("tokens", codec.fingerprint.hex(), pretrained.BUNDLED["tokens"], "rvq"),
+    ]
+    assert run("info", "tokens")[1] == run("info")[1].split("\n\n")[1]
+
+
+def test_tokens_and_export_are_of_codebooks_by_default(run, codec, small_models, recordings):
+    os.remove("recordings/text.wav")
+    assert run("tokens", "recordings", "-o", "out", model=None)[0] == 0
+    assert json.loads(pathlib.Path("out/manifest.json").read_text())["model"] == codec.fingerprint.hex()
+    code, _, told = run("tokens", "recordings", "-o", "other", model="files")
+    assert code == 1 and len(told) == 1 and "this codec's quantizer (scalar) has none" in told[0]
+    assert run("export", "-o", "a.safetensors")[0] == run("export", "files", "-o", "b.safetensors")[0] == 0
+    assert [bundled.names()[jaxcodec.load(f"{name}.safetensors").fingerprint] for name in "ab"] == ["tokens", "files"]
+    code, _, told = run("export", "files", "-o", "c.safetensors", "--entropy_data", "recordings")
+    assert code == 2 and told == ["jaxcodec: --entropy_data fits tables to codebooks, and this model has none."]
+
+
+def test_eval_at_kbps_says_what_was_asked_and_what_was_measured(run, small_models, recordings):
+    os.remove("recordings/text.wav")
+    wanted = "eval", "recordings", "--json", "scores.json", "--csv", "scores.csv", "--group", "speaker"
+    code, out, told = run(*wanted, "--kbps", "40,70.5", "--shape", "0.5", model=None)
+    assert code == 0, told
+    _, table, groups = out.split("\n\n")
+    lines = [re.split("  +", line) for line in table.splitlines()]
+    assert lines[:2] == [["kbit/s asked", "40", "70.5"], ["shape", "0.5", "0.5"]] and lines[2][0] == "kbit/s"
+    assert all(0.95 * asked < float(kbps) <= asked for asked, kbps in zip((40, 70.5), lines[2][1:], strict=True))
+    assert groups.splitlines()[0].split()[:5] == ["speaker", "kbit/s", "asked", "shape", "clips"]
+    report = json.loads(pathlib.Path("scores.json").read_text())
+    assert report["knob"] == "kbps_asked" and len(report["rows"]) == 6
+    for row in report["rows"]:
+        assert 8e-3 * row["bytes"] / row["seconds"] <= row["kbps_asked"] and row["shape"] == 0.5
+    assert [(point["kbps_asked"], point["shape"]) for point in report["points"]] == [(40, 0.5), (70.5, 0.5)]
+    qualities = [row["quality"] for row in report["rows"][:2]]
+    assert qualities[0] > qualities[1]
+    (first, *_) = csv.DictReader(pathlib.Path("scores.csv").read_text().splitlines())
+    assert list(first)[:7] == ["clip", "speaker", "kbps_asked", "shape", "quality", "seconds", "bytes"]
+    # A rate that one clip cannot have is told, and the others are measured.
+    audio.save("recordings/short.wav", support.speech_like(1, 500)[0])
+    code, out, told = run(*wanted, "--kbps", "40", "--force", model=None)
+    (problem,) = (line for line in told if "short.wav" in line)
+    assert code == 1 and problem.startswith("jaxcodec: short.wav: 40 kbit/s cannot be reached, this recording needs ")
+    report = json.loads(pathlib.Path("scores.json").read_text())
+    assert report["failed"] == [problem.removeprefix("jaxcodec: ")] and report["points"][0]["clips"] == 3
+    code, out, told = run("eval", "recordings/a.wav", "--kbps", "1", model=None)
+    assert (code, out) == (1, "") and told[-1] == "jaxcodec: no recording could be measured."
+
+
+def test_eval_at_qualities_and_at_its_default_rates(run, small_models, speech, monkeypatch):
+    code, out, _ = run("eval", "speech.wav", "--quality=-8,-20", model=None)
+    lines = [re.split("  +", line) for line in out.split("\n\n")[1].splitlines()]
+    assert code == 0 and lines[:2] == [["quality", "-8", "-20"], ["shape", "0.75", "0.75"]]
+    monkeypatch.setattr(evaluation, "KBPS", (40.0, 70.0))
+    code, out, _ = run("eval", "speech.wav", model=None)
+    assert code == 0 and re.search(r"^kbit/s asked +40 +70$", out, re.MULTILINE)
+    code, out, _ = run("eval", "speech.wav", "--codebooks", "1,4", model=None)
+    assert code == 0 and re.search(r"^codebooks +1 +4$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command", ["encode speech.wav -o out.jxc", "eval speech.wav", "report out --clips speech.wav"]
+)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--kbps 8 --quality=-8", "--kbps and --quality both set the rate: give one of them."),
+        ("--kbps 0", "argument --kbps: 0 is not a rate, expected a number above 0"),
+        ("--kbps x", "argument --kbps: could not convert string to float: 'x'"),
+        ("--quality 99", "--quality 99.0: quality 99 dB, shaping 0.75: expected -66 to 40 and 0 to 1."),
+        ("--shape 2", "--shape 2.0: quality -14 dB, shaping 2: expected -66 to 40 and 0 to 1."),
+        ("--model tokens --kbps 8", "--kbps is for other models, the rate of this one is set by --codebooks."),
+        ("--model tokens --shape 1", "--shape is for other models, the rate of this one is set by --codebooks."),
+        (
+            "--model files --codebooks 2",
+            "--codebooks is for other models, the rate of this one is set by --quality and --shape and --kbps.",
+        ),
+        ("--codebooks 2 --kbps 8", "--codebooks is for other models, the rate of this one is set by --quality"),
+    ],
+)
+def test_rates_that_make_no_sense_are_refused_in_one_line(command, flags, message, small_models, speech, capsys):
+    try:
+        code = cli.main([*command.split(), *flags.split()])
+    except SystemExit as exit:
+        code = exit.code
+    told = capsys.readouterr().err.splitlines()
+    assert code == 2 and message in told[-1]
+    assert files(".") == ["speech.wav"]
 
 
 def test_info_describes_files_and_models(run, codec, model, speech):
@@ -416,9 +616,6 @@ def documented(mark, language):
 
 
 def test_the_documented_commands_do_what_they_say(run, speech, recordings, monkeypatch):
-    if not (importlib.resources.files("jaxcodec") / "models" / pretrained.BUNDLED).is_file():
-        bundled, load = support.untrained_codec(model__rvq__num_codebooks=8), pretrained.load
-        monkeypatch.setattr(pretrained, "load", lambda path=None: bundled if path is None else load(path))
     os.remove("recordings/text.wav")
     blocks = documented("cli", "sh")
     assert len(re.findall(r"^```sh", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)) == len(blocks) == 2
@@ -434,7 +631,8 @@ def test_the_documented_commands_do_what_they_say(run, speech, recordings, monke
                 assert run(*arguments, model=None)[0] == 0, command
                 piped = sys.stdout.buffer.getvalue() if isinstance(sys.stdout, types.SimpleNamespace) else b""
     assert len(audio.load("decoded.wav")) == len(audio.load("decoded.flac")) == len(speech)
-    assert os.path.getsize("smaller.jxc") < 0.6 * os.path.getsize("speech.jxc")
+    assert os.path.getsize("smaller.jxc") < 0.6 * os.path.getsize("codebooks.jxc")
+    assert 7.5 < 8e-3 * os.path.getsize("speech.jxc") / (len(speech) / 16000) <= 8
     assert files("decoded") == ["a.flac", "deep/b.flac", "deep/c.flac"]
     names = {}
     (load_tokens,) = documented("load", "python")

@@ -22,7 +22,7 @@ def codec():
 
 @pytest.fixture(scope="module")
 def codes(codec):
-    """Codes (4, 626) of 10,001 samples: two blocks."""
+    """Codes (4, 626) of 10,001 samples."""
     return np.asarray(jaxcodec.encode(codec, support.speech_like(1, 10001)[0]))
 
 
@@ -54,7 +54,8 @@ def test_another_models_file_is_refused(codec, codes):
     assert isinstance(error.value, bitstream.BitstreamError)
 
 
-def test_damage_is_raised_or_reported(codec, codes):
+def test_damage_is_raised_or_reported(codec, codes, monkeypatch):
+    monkeypatch.setattr(files, "_FILE_BLOCK_SECONDS", 0.5)
     data = bytearray(jaxcodec.pack(codec, codes, 10001))
     data[-3] ^= 1  # in the last block
     with pytest.raises(bitstream.DamagedBlock):

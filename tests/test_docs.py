@@ -51,7 +51,15 @@ def test_the_readmes_commands_run(folder):
     subprocess.run(["bash", "-euo", "pipefail", "-c", block], env=environment, check=True, timeout=300)
     assert len(audio.load("decoded_from_file.wav")) == len(audio.load("speech.wav"))
     seconds = len(audio.load(SAMPLE)) / 16000
-    assert 8 * os.path.getsize("speech.jxc") / seconds < 0.9 * 8000
+    assert 0.98 * 8000 < 8 * os.path.getsize("speech.jxc") / seconds <= 8000
+
+
+def test_the_readmes_codec_for_files_runs(folder):
+    (block,) = blocks("README.md", "compress")
+    names = {}
+    exec(block, names)
+    assert 0.98 * 8 < 8e-3 * len(names["data"]) / (len(names["speech"]) / 16000) <= 8
+    assert len(audio.load("decoded.wav")) == len(names["speech"])
 
 
 @pytest.mark.parametrize("index", range(len(blocks("docs/api.md", "api"))))

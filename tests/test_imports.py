@@ -16,7 +16,7 @@ RINGS = (
     ("pcm", "recipe", "nn", "quantizers"),
     ("codec", "training.step", "inference.trained", "inference.clips", "inference.functions", "inference.windows")
     + ("inference.streaming",),
-    ("bitstream", "atomic", "workers", "audio", "data", "evaluation", "inference", "training"),
+    ("bitstream", "atomic", "workers", "audio", "bundled", "data", "evaluation", "inference", "training"),
     ("report", "export", "cli", "__main__"),
 )
 PURE = {"os", "io", "time", "pathlib", "etils", "absl", "ml_collections", "orbax", "tensorflow", "soundfile", "soxr"}
@@ -108,7 +108,7 @@ def test_importing_the_package_loads_no_heavy_library():
     assert not heavy & loaded
 
 
-@pytest.mark.parametrize("module", ["bitstream", "bitstream.entropy", "cli", "audio", "quantizers"])
+@pytest.mark.parametrize("module", ["bitstream", "bitstream.entropy", "bundled", "cli", "audio", "quantizers"])
 def test_bytes_and_the_parsing_of_commands_need_no_jax(module):
     loaded = set(run_python(f"import jaxcodec.{module}, sys; print(*sys.modules)").split())
     assert f"jaxcodec.{module}" in loaded and "jax" not in loaded

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 import jaxcodec
-from jaxcodec import recipe
+from jaxcodec import bundled, recipe
 from jaxcodec.inference import pretrained
 from jaxcodec.training import checkpoint
 from tests import support
@@ -121,6 +121,17 @@ def test_a_flat_recipe_of_an_older_version_is_the_same_codec(codec, tmp_path):
 
 def test_the_bundled_model_keeps_its_name():
     assert jaxcodec.load().fingerprint.hex() == "f4117495613b76c3"  # files made with it say so
+
+
+def test_the_bundled_models_are_known_by_their_fingerprints_without_being_loaded():
+    fingerprints = {name: jaxcodec.load(name).fingerprint for name in bundled.BUNDLED}
+    assert {name: fingerprint for fingerprint, name in bundled.names().items()} == fingerprints
+    assert [bundled.quantizer(name) for name in ("files", "tokens")] == ["scalar", "rvq"]
+    assert jaxcodec.load().fingerprint == jaxcodec.load(None).fingerprint == fingerprints["tokens"]
+    for fingerprint in fingerprints.values():
+        assert pretrained.load_for(fingerprint).fingerprint == fingerprint
+    with pytest.raises(ValueError, match="made with the model 0001020304050607, which is not bundled: give that"):
+        pretrained.load_for(bytes(range(8)))
 
 
 def test_a_snapshot_of_an_older_version_resumes_and_loads(config, model, state, tmp_path):

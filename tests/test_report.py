@@ -12,8 +12,9 @@ import soundfile
 
 from jaxcodec import audio, cli, evaluation
 from jaxcodec.evaluation import alignment, opus
+from jaxcodec.inference import pretrained
 from jaxcodec.report import content, webpage
-from tests import support
+from tests import support, test_scalar
 
 HOSTILE = "<img src=x onerror=alert(1)>/\"&'</script><b>తెలుగు\u2028"
 
@@ -255,6 +256,27 @@ def test_the_command_writes_one_page_and_replaces_it_only_when_forced(
     assert cli.main(command) != 0
     assert "out/index.html" in capsys.readouterr().err
     assert cli.main([*command, "--force"]) == 0
+
+
+def test_a_page_at_kbps_has_versions_of_so_many_and_opus_beside_them(clips):
+    config = test_scalar.small_config()
+    state = support.make_state(support.make_model(config))
+    codec = pretrained.make(state.params, state.quantizer, config)
+    rates = [evaluation.AtKbps(40), evaluation.AtKbps(60, (None, 0)), (-20.0, 0.75), (-20.0, 0.25)]
+    rendered = content.render(codec, clips, rates)
+    labels = [version.label for version in rendered.versions]
+    assert labels[1:5] == [
+        "jaxcodec at 40 kbit/s",
+        "jaxcodec at 60 kbit/s, shape 0",
+        "jaxcodec at -20 dB",
+        "jaxcodec at -20 dB, shape 0.25",
+    ]
+    assert {"Opus 40", "Opus 60"} <= set(labels)
+    for asked, version in zip((40, 60), rendered.versions[1:], strict=False):
+        for clip, size in zip(clips, version.num_bytes, strict=True):
+            assert 0.95 * asked < 8e-3 * size / (len(clip.audio) / 16000) <= asked
+    page = compose(codec, clips, rendered)
+    assert "jaxcodec at 60 kbit/s, shape 0" in page
 
 
 def test_a_run_is_accepted_and_its_curves_are_left_to_tensorboard(

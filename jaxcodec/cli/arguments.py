@@ -1,6 +1,8 @@
 """Arguments that several commands have, and what they say about the codec."""
 
 import argparse
+import functools
+import math
 
 from jaxcodec import quantizers
 from jaxcodec.cli.jobs import UsageError
@@ -19,12 +21,27 @@ def _typed(parse):
 
 
 positive = _typed(quantizers.positive)  # a number of at least 1
+MODEL = "files or tokens, the bundled models, a .safetensors file or a run of train.py; default: "
 SHARED = {
     "inputs": dict(nargs="+", metavar="IN", help="files and folders, - for stdin"),
     "--force": dict(action="store_true", help="replace what exists"),
-    "--model": dict(metavar="M", help="a .safetensors file or a run of train.py; default: the bundled model"),
+    "--model": dict(metavar="M", help=MODEL + "files"),
     "--processes": dict(type=positive, default=1, metavar="P", help="that share the slow measures"),
 }
+BY_RATE = dict(help=MODEL + "files, tokens with --codebooks")
+BY_FILE = dict(help=MODEL + "the bundled one that made the file")
+
+
+def kilobits(text: str) -> float:
+    """Kilobits a second."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(f"{text} is not a rate, expected a number above 0")
+    return value
+
+
+KBPS = quantizers.Knob(
+    "kbps", "kbps", "of the whole file at most: the finest quality for that", kilobits, "at {:g} kbit/s"
+)
 
 
 def add_output(parser, help="file or folder to write, - for stdout"):
@@ -39,50 +56,110 @@ def add_shared(parser, *names, **changed):
 
 
 def add_rate(parser):
-    """A flag for the knob of every kind of quantizer."""
-    for knob in knobs():
+    """A flag for every knob of every kind of quantizer, and one for the kinds that have a search."""
+    for knob in (*_flags(), KBPS):
         parser.add_argument(f"--{knob.name}", type=_typed(knob.parse), metavar="N", help=knob.help)
 
 
 def add_rates(parser):
-    """The same, for several rates."""
-    for knob in knobs():
-        parse = _typed(lambda text, knob=knob: [knob.parse(part) for part in text.split(",")])
-        parser.add_argument(f"--{knob.name}", type=parse, metavar="N,N", help="default: 1, 2, 4, ... and all")
+    """The same, for several rates: of all but second knobs."""
+    seconds = [kind.second for kind in quantizers.KINDS.values()]
+    for knob in (*_flags(), KBPS):
+        several = dict(type=_typed(functools.partial(_parse_several, knob.parse)), metavar="N,N")
+        one = dict(type=_typed(knob.parse), metavar="N")
+        parser.add_argument(f"--{knob.name}", help=knob.help, **one if knob in seconds else several)
 
 
-def knobs() -> list[quantizers.Knob]:
+def _parse_several(parse, text):
+    return [parse(part) for part in text.split(",")]
+
+
+def _flags() -> list[quantizers.Knob]:
     """The knobs of all kinds."""
-    return list({kind.knob.name: kind.knob for kind in quantizers.KINDS.values()}.values())
+    return list({knob.name: knob for kind in quantizers.KINDS.values() for knob in kind.knobs}.values())
 
 
 def rate(arguments, codec):
-    """What the flag of the codec's knob says, checked; by default the highest."""
+    """What the flags of the codec's knobs say, checked; what they do not say is the codec's own choice."""
     return _check(codec, _given(arguments, codec))
 
 
 def rates(arguments, codec) -> list:
-    """The same for several; by default those that evaluation looks at."""
-    values = _given(arguments, codec)
-    return [_check(codec, value) for value in (codec.module.quantizer.rates if values is None else values)]
+    """The same for several, or several targets; by default those that evaluation looks at."""
+    from jaxcodec import evaluation
+
+    named = _given(arguments, codec)
+    if arguments.kbps is None and codec.knob.argument in named:
+        return [_check(codec, named | {codec.knob.argument: value}) for value in named[codec.knob.argument]]
+    if codec.knob.search is None:
+        return [_check(codec, {codec.knob.argument: value} | named) for value in codec.module.quantizer.rates]
+    return [evaluation.AtKbps(kbps, _check(codec, named)) for kbps in arguments.kbps or evaluation.KBPS]
 
 
 def load(arguments):
-    """The codec that --model names."""
+    """The codec that --model names, or the bundled one whose rate is set by the flags that are given."""
     from jaxcodec.inference import pretrained
 
-    return pretrained.load(arguments.model)
+    _refuse_two_rates(arguments)
+    return pretrained.load(model(arguments))
+
+
+def model(arguments) -> str:
+    """What --model says, or the name of the bundled model."""
+    from jaxcodec import bundled
+
+    if arguments.model is not None:
+        return arguments.model
+    given = {knob.name for knob in (*_flags(), KBPS) if getattr(arguments, knob.name) is not None}
+    if not given:
+        return next(iter(bundled.BUNDLED))
+    fitting = (name for name in bundled.BUNDLED if given <= _names(quantizers.KINDS[bundled.quantizer(name)]))
+    return next(fitting, next(iter(bundled.BUNDLED)))
+
+
+def loader(arguments):
+    """From the content of a .jxc file to the codec for it: that of --model, or the bundled one that made the file."""
+    from jaxcodec import bitstream
+    from jaxcodec.inference import pretrained
+
+    if arguments.model is not None:
+        codec = pretrained.load(arguments.model)
+        return lambda data: codec
+    load = functools.cache(pretrained.load_for)
+    return lambda data: load(bitstream.read_header(data).fingerprint)
+
+
+def _kind(codec):
+    return quantizers.kind_of(codec.config.model)
+
+
+def _names(kind):
+    """The flags that set the rate of a kind."""
+    return {knob.name for knob in kind.knobs} | ({KBPS.name} if kind.knob.search else set())
+
+
+def _refuse_two_rates(arguments):
+    for kind in quantizers.KINDS.values():
+        if kind.knob.search and None not in (arguments.kbps, getattr(arguments, kind.knob.name)):
+            raise UsageError(f"--kbps and --{kind.knob.name} both set the rate: give one of them.")
 
 
 def _given(arguments, codec):
-    for knob in knobs():
-        if knob.name != codec.knob.name and getattr(arguments, knob.name) is not None:
-            raise UsageError(f"--{knob.name} is for other models, the rate of this one is set by --{codec.knob.name}.")
-    return getattr(arguments, codec.knob.name)
+    """What is said of the codec's knobs, by their arguments; raises `UsageError` for a flag of others."""
+    names = _names(_kind(codec))
+    for knob in (*_flags(), KBPS):
+        if knob.name not in names and getattr(arguments, knob.name) is not None:
+            flags = " and ".join(f"--{knob.name}" for knob in (*_kind(codec).knobs, KBPS) if knob.name in names)
+            raise UsageError(f"--{knob.name} is for other models, the rate of this one is set by {flags}.")
+    values = {knob.argument: getattr(arguments, knob.name) for knob in _kind(codec).knobs}
+    return {argument: value for argument, value in values.items() if value is not None}
 
 
-def _check(codec, value):
+def _check(codec, named):
     try:
-        return codec.check_rate(value)
+        return codec.check_rate(None, named)
     except ValueError as error:
-        raise UsageError(f"--{codec.knob.name} {value}: {error}") from None
+        said = " ".join(
+            f"--{knob.name} {named[knob.argument]}" for knob in _kind(codec).knobs if knob.argument in named
+        )
+        raise UsageError(f"{said}: {error}") from None

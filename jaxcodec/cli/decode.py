@@ -7,7 +7,8 @@ from jaxcodec.cli.jobs import Jobs, find_bitstreams, read_bytes
 def add_arguments(parser):
     """Inputs, where they go, and as what."""
     options.add_output(parser)
-    options.add_shared(parser, "inputs", "--force", "--model")
+    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "--model", **options.BY_FILE)
     formats = ("wav", "flac", "ogg", "opus", "mp3")
     parser.add_argument("--format", choices=formats, default="wav", help="of files in a folder and of stdout")
     parser.add_argument("--keep_damaged", action="store_true", help="silence for damaged parts instead of no output")
@@ -20,11 +21,12 @@ def run(arguments):
 
     suffix = "." + arguments.format
     with Jobs(arguments, "decoded", find_bitstreams, suffix, audio.EXTENSIONS) as jobs:
-        codec = options.load(arguments)
+        codec_of = options.loader(arguments)
         for job in jobs:
             damaged = []
             with jobs.attempt(job) as output:
                 data = read_bytes(job.source)
+                codec = codec_of(data)
                 decoded = files.decode_file(codec, data, keep_damaged=arguments.keep_damaged)
                 damaged = decoded.damaged
                 audio.write_blocks(output, decoded.blocks, codec.sample_rate, decoded.num_samples)

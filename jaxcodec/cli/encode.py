@@ -7,7 +7,8 @@ from jaxcodec.cli.jobs import Jobs, find_recordings, recording
 def add_arguments(parser):
     """Inputs, where they go, and at what rate."""
     options.add_output(parser)
-    options.add_shared(parser, "inputs", "--force", "--model")
+    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "--model", **options.BY_RATE)
     options.add_rate(parser)
     parser.add_argument("--no_entropy", action="store_true", help="codes at a fixed width")
 
@@ -19,12 +20,12 @@ def run(arguments):
     with Jobs(arguments, "encoded", find_recordings, ".jxc") as jobs:
         codec = options.load(arguments)
         sources = ((job, recording(job.source)) for job in jobs)
-        for encoded in files.encode_files(codec, sources, options.rate(arguments, codec)):
-            if encoded.error:
-                jobs.fail(encoded.key, encoded.error)
+        settings = dict(kbps=arguments.kbps, entropy=not arguments.no_entropy)
+        for made in files.compress_files(codec, sources, options.rate(arguments, codec), **settings):
+            if made.error:
+                jobs.fail(made.key, made.error)
                 continue
-            with jobs.attempt(encoded.key) as output:
-                data = files.pack(codec, encoded.codes, encoded.num_samples, entropy=not arguments.no_entropy)
-                output.write_bytes(data)
-                jobs.count(encoded.key, encoded.num_samples / codec.sample_rate, len(data))
+            with jobs.attempt(made.key) as output:
+                output.write_bytes(made.data)
+                jobs.count(made.key, made.num_samples / codec.sample_rate, len(made.data))
     return int(bool(jobs.failed))

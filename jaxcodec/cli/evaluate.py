@@ -12,7 +12,8 @@ from jaxcodec.cli.jobs import UsageError, find_clips, read_clips, refuse_existin
 
 def add_arguments(parser):
     """What is measured, at which rates, and where the figures go."""
-    options.add_shared(parser, "inputs", "--force", "--model")
+    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "--model", **options.BY_RATE)
     options.add_rates(parser)
     parser.add_argument("--split", metavar="NAME", help="of prepared folders; default: validation")
     parser.add_argument("--group", choices=("speaker",), help="also means by the first folder below IN")
@@ -43,19 +44,27 @@ def run(arguments):
             raise UsageError(f"two recordings are called {clip.name}: give the folder above them, or one at a time.")
         speakers[clip.name] = clip.speaker
     pairs = read_clips([(clip.name, clip.source) for clip in clips], codec.sample_rate, failures)
-    measured = evaluation.evaluate(codec, pairs, rates, arguments.processes, code_counts)
+    unreached: list[str] = []
+    measured = evaluation.evaluate(codec, pairs, rates, arguments.processes, code_counts, unreached)
     rows = [dict(clip=row["clip"], speaker=speakers[row["clip"]]) | row for row in measured]
+    for problem in unreached:
+        tell(problem)
+    if not rows:
+        raise ValueError("no recording could be measured.")
+    measured_clips = len({row["clip"] for row in rows})
     for key in evaluation.installed():
         if without := len({row["clip"] for row in rows if row[key] is None}):
-            tell(f"{key} is the mean without {without} of {len(clips) - len(failures)} clips: too short or silent")
-    report = _evaluation(codec, rows, code_counts, arguments.group) | dict(command=arguments.command, failed=failures)
-    print(_format_evaluation(report))
+            tell(f"{key} is the mean without {without} of {measured_clips} clips: too short or silent")
+    by = tuple(evaluation.columns(codec, rates[0]))
+    report = _evaluation(codec, rows, code_counts, arguments.group, by)
+    report |= dict(command=arguments.command, failed=failures + unreached)
+    print(_format_evaluation(report, by))
     _write_evaluation(report, arguments.json, arguments.csv)
-    return int(bool(failures))
+    return int(bool(failures + unreached))
 
 
-def _evaluation(codec, rows, code_counts, group):
-    """What `eval` found and what it was found with, so that a number can be traced."""
+def _evaluation(codec, rows, code_counts, group, by):
+    """What `eval` found and what it was found with, so that a number can be traced; `by`: the columns that a rate is."""
     from jaxcodec import evaluation
 
     clips = {row["clip"]: row["seconds"] for row in rows}
@@ -66,16 +75,16 @@ def _evaluation(codec, rows, code_counts, group):
         config=codec.config.to_dict(),
         frame_rate=codec.frame_rate,
         clips=[dict(clip=name, seconds=seconds) for name, seconds in clips.items()],
-        knob=codec.knob.name,
-        points=evaluation.summarize(rows, (codec.knob.name,)),
-        groups=evaluation.summarize(rows, (group, codec.knob.name)) if group else [],
+        knob=by[0],
+        points=evaluation.summarize(rows, by),
+        groups=evaluation.summarize(rows, (group, *by)) if group else [],
         codebooks=[] if code_counts is None else evaluation.codebook_usage(code_counts),
         frames=sum(codec.num_frames(round(seconds * codec.sample_rate)) for seconds in clips.values()),
         rows=rows,
     )
 
 
-def _format_evaluation(report):
+def _format_evaluation(report, by):
     from jaxcodec import evaluation
 
     model, clips = report["config"]["model"], report["clips"]
@@ -88,12 +97,12 @@ def _format_evaluation(report):
         f"jaxcodec {report['version']}, model {report['model']} ({model['architecture']}, {codes} "
         f"at {report['frame_rate']:g} frames/s), {len(clips)} clips, "
         f"{sum(clip['seconds'] for clip in clips):.1f} s, {report['date']}",
-        evaluation.format_table(report["points"], (report["knob"],)),
+        evaluation.format_table(report["points"], by),
     ]
     if report["codebooks"]:
         text.append(f"codes of {report['frames']} frames\n{evaluation.format_usage(report['codebooks'])}")
     if report["groups"]:
-        text.append(evaluation.format_groups(report["groups"], list(report["groups"][0])[:2]))
+        text.append(evaluation.format_groups(report["groups"], list(report["groups"][0])[: 1 + len(by)]))
     return "\n\n".join(text)
 
 

@@ -7,9 +7,7 @@ from jaxcodec.cli.jobs import UsageError, explain, find_recordings, progress_bar
 def add_arguments(parser):
     """Which model, as what."""
     options.add_shared(parser, "--force")
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="as for --model elsewhere; default: the bundled model"
-    )
+    parser.add_argument("model", nargs="?", default="tokens", metavar="MODEL", help=options.MODEL + "tokens")
     options.add_output(parser, "a file, or a folder for other formats")
     parser.add_argument("--format", choices=("safetensors", "stablehlo", "onnx"), default="safetensors")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of safetensors' weights")
@@ -25,8 +23,10 @@ def run(arguments):
     if arguments.format != "safetensors" and (arguments.dtype != "float32" or arguments.entropy_data):
         raise UsageError(f"--dtype and --entropy_data are for safetensors files, not for {arguments.format}.")
     refuse_existing(arguments.output, arguments.force)
-    codec, failed = options.load(arguments), False
+    codec, failed = pretrained.load(arguments.model), False
     if arguments.entropy_data:
+        if codec.module.quantizer.codebook_size is None:
+            raise UsageError("--entropy_data fits tables to codebooks, and this model has none.")
         clips, sources = [], find_recordings(arguments.entropy_data)
         with progress_bar(len(sources)) as bar:
             for encoded in files.encode_files(codec, sources):

@@ -7,14 +7,16 @@ from jaxcodec.cli.jobs import about, read_bytes, tell
 
 def add_arguments(parser):
     """What to look at."""
-    parser.add_argument("inputs", nargs="*", metavar="FILE", help=".jxc files or models; default: the bundled model")
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help=".jxc files or models; default: the bundled models")
     parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
 
 
 def run(arguments):
     """Prints it."""
+    from jaxcodec import bundled
+
     described, failed = [], False
-    for name in arguments.inputs or [None]:
+    for name in arguments.inputs or bundled.BUNDLED:
         try:
             described.append(_describe(name))
         except (ValueError, OSError) as error:
@@ -31,9 +33,9 @@ def _describe(name):
     """Of a .jxc file or a model, as a dict."""
     from etils import epath
 
-    from jaxcodec import bitstream
+    from jaxcodec import bitstream, bundled
 
-    if name is None or (path := epath.Path(name)).is_dir() or path.suffix == ".safetensors":
+    if name in bundled.BUNDLED or (path := epath.Path(name)).is_dir() or path.suffix == ".safetensors":
         return _describe_model(name)
     data = read_bytes(name)
     header = bitstream.read_header(data)
@@ -53,18 +55,21 @@ def _describe(name):
         entropy_coded=header.entropy_digest is not None,
         version=header.version,
         model=header.fingerprint.hex(),
+        bundled=bundled.names().get(header.fingerprint),
     )
 
 
 def _describe_model(name):
     import jax
 
+    from jaxcodec import bundled
     from jaxcodec.inference import pretrained
 
     codec = pretrained.load(name)
     return dict(
-        file=name or pretrained.BUNDLED,
+        file=bundled.BUNDLED.get(name, name),
         model=codec.fingerprint.hex(),
+        bundled=bundled.names().get(codec.fingerprint),
         nominal_kbps=_kilo(codec.bits_per_second),
         sample_rate=codec.sample_rate,
         frame_rate=codec.frame_rate,
@@ -84,6 +89,9 @@ def _format_description(description):
             return {None: "none", True: "yes", False: "no"}[value]
         return f"{value:g}" if isinstance(value, float) else str(value)
 
+    description = dict(description)
+    if (bundled := description.pop("bundled")) is not None:
+        description["model"] += f" ({bundled})"
     width = max(map(len, description))
     return "\n".join(f"{name.replace('_', ' '):{width}}  {text(value)}" for name, value in description.items())
 

@@ -10,7 +10,8 @@ from jaxcodec.cli.jobs import expand, find_recordings, read_clips, refuse_existi
 
 def add_arguments(parser):
     """Which clips, which rates, and what is shown beside them."""
-    options.add_shared(parser, "--force", "--model")
+    options.add_shared(parser, "--force")
+    options.add_shared(parser, "--model", **options.BY_RATE)
     parser.add_argument("output", metavar="OUT", help="folder of the page, index.html")
     parser.add_argument(
         "--clips", nargs="+", metavar="IN", help="files and folders; default: the bundled validation clips"
@@ -50,7 +51,7 @@ def run(arguments):
         tell(f"not on the page: {problem}")
     page = webpage.Page(
         title=arguments.title,
-        model=content.model_name(arguments.model),
+        model=content.model_name(options.model(arguments)),
         command=arguments.command,
         sources=" ".join(arguments.clips or ["the bundled validation clips"]),
         notice=notice,

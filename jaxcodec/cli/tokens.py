@@ -6,7 +6,7 @@ from jaxcodec.cli.jobs import tell
 
 def add_arguments(parser):
     """Recordings, where the shards go, and who makes which."""
-    options.add_shared(parser, "--model")
+    options.add_shared(parser, "--model", default="tokens", help=options.MODEL + "tokens")
     parser.add_argument("folder", help="recordings at any depth")
     options.add_output(parser, "folder of the token files")
     parser.add_argument("--codebooks", type=options.positive, metavar="N", help="the first N only")

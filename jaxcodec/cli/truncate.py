@@ -8,7 +8,8 @@ from jaxcodec.cli.jobs import Jobs, find_bitstreams, read_bytes
 def add_arguments(parser):
     """Inputs, where they go, and how much is kept."""
     options.add_output(parser)
-    options.add_shared(parser, "inputs", "--force", "--model")
+    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "--model", **options.BY_FILE)
     parser.add_argument("--codebooks", type=options.positive, required=True, metavar="N", help="how many to keep")
 
 
@@ -16,7 +17,7 @@ def run(arguments):
     """Cuts codes without encoding again."""
     from jaxcodec import bitstream
 
-    codec = None
+    codec_of = None
     with Jobs(arguments, "truncated", find_bitstreams, ".jxc") as jobs:
         for job in jobs:
             with jobs.attempt(job) as output:
@@ -27,9 +28,11 @@ def run(arguments):
                     raise ValueError(
                         f"its codes (of the kind {header.kind}) hold no lower rate: encode the recording again"
                     )
+                model = None
                 if header.entropy_digest is not None:
-                    codec = codec or options.load(arguments)
-                smaller = bitstream.truncate(data, arguments.codebooks, codec and codec.entropy)
+                    codec_of = codec_of or options.loader(arguments)
+                    model = codec_of(data).entropy
+                smaller = bitstream.truncate(data, arguments.codebooks, model)
                 output.write_bytes(smaller)
                 jobs.count(job, header.seconds, len(smaller))
     return int(bool(jobs.failed))

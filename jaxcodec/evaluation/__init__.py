@@ -6,7 +6,13 @@ from jaxcodec.evaluation.measures import (
     installed as installed,
     score as score,
 )
-from jaxcodec.evaluation.scoring import evaluate as evaluate, score_pairs as score_pairs
+from jaxcodec.evaluation.scoring import (
+    KBPS as KBPS,
+    AtKbps as AtKbps,
+    columns as columns,
+    evaluate as evaluate,
+    score_pairs as score_pairs,
+)
 from jaxcodec.evaluation.statistics import (
     bootstrap_interval as bootstrap_interval,
     codebook_usage as codebook_usage,

@@ -3,13 +3,23 @@
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxcodec import inference, workers
+from jaxcodec import inference, quantizers, workers
 from jaxcodec.evaluation import measures as measuring
 from jaxcodec.inference import files
+
+KBPS = (2.0, 5.0, 8.0, 12.0, 24.0)  # that evaluation looks at where a codec can have any
+
+
+class AtKbps(NamedTuple):
+    """In place of a rate: that of each clip's finest file of at most `kbps`."""
+
+    kbps: float
+    rate: Any = None  # of the codec, where the search begins, and of which it keeps all but the first number
 
 
 def evaluate(
@@ -18,13 +28,19 @@ def evaluate(
     rates: Sequence,
     processes: int = 1,
     code_counts: np.ndarray | None = None,
+    failures: list[str] | None = None,
 ) -> Iterator[dict]:
     """Rows for every name and clip (S,) of `clips` and every rate, in that order, through real bytes and back.
 
-    A row has `clip`, the rate by the name of the codec's knob, `seconds`, `bytes`, and what `score` gives. `processes` share
-    the slow measures. `code_counts` (Q, K), if given, is added how often each centroid was used at the last rate.
+    A row has `clip`, the `columns` of the rate, `seconds`, `bytes`, and what `score` gives; the rate may be an `AtKbps`, and
+    the row then has those of the rate that was found too. `processes` share the slow measures. `code_counts` (Q, K), if
+    given, is added how often each centroid was used at the last rate. A clip that cannot be had at an `AtKbps` has no row
+    for it; what is wrong is added to `failures`.
+
+    Raises:
+      ValueError: such a clip, where no `failures` are given.
     """
-    trips, scored = itertools.tee(_round_trips(codec, clips, rates, code_counts))
+    trips, scored = itertools.tee(_round_trips(codec, clips, rates, code_counts, failures))
     scores = score_pairs(((clip, decoded) for _, clip, decoded in scored), codec.sample_rate, processes)
     for values, (row, _, _) in zip(scores, trips, strict=True):
         yield row | values
@@ -62,15 +78,44 @@ def _leave_accelerators():
     jax.config.update("jax_platforms", "cpu")  # they belong to the codec
 
 
-def _round_trips(codec, clips, rates, code_counts):
+def columns(codec: inference.TrainedCodec, rate) -> dict:
+    """A rate, or an `AtKbps`, as columns of tables: by the names of the knobs, `kbps_asked` in place of the first."""
+    if isinstance(rate, AtKbps):
+        return {"kbps_asked": rate.kbps} | dict(list(columns(codec, codec.check_rate(rate.rate)).items())[1:])
+    knobs = quantizers.kind_of(codec.config.model).knobs
+    return {knob.name: value for knob, value in zip(knobs, rate if len(knobs) > 1 else (rate,), strict=True)}
+
+
+def _round_trips(codec, clips, rates, code_counts, failures):
     """What is known of each clip at each rate before it is measured, the clip, and what comes back of it."""
     for name, clip in clips:
         codes = None
         for rate in rates:
-            if codes is None or not codec.knob.nested:
-                codes = np.asarray(inference.encode(codec, clip, None if codec.knob.nested else rate))
-            decoded, num_bytes = files.round_trip(codec, codes[: codec.module.quantizer.num_rows(rate)], len(clip))
-            row = {"clip": name, codec.knob.name: rate, "seconds": len(clip) / codec.sample_rate, "bytes": num_bytes}
-            yield row, clip, decoded
+            row = {"clip": name} | columns(codec, rate)
+            if isinstance(rate, AtKbps):
+                try:
+                    found, decoded, num_bytes = at_kbps(codec, clip, rate)
+                except ValueError as error:
+                    if failures is None:
+                        raise ValueError(f"{name}: {error}") from None
+                    failures.append(f"{name}: {error}")
+                    continue
+                row |= columns(codec, found)
+            else:
+                if codes is None or not codec.knob.nested:
+                    codes = np.asarray(inference.encode(codec, clip, None if codec.knob.nested else rate))
+                kept = codes[: codec.module.quantizer.num_rows(rate)]
+                decoded, num_bytes = files.round_trip(codec, kept, len(clip))
+            yield row | {"seconds": len(clip) / codec.sample_rate, "bytes": num_bytes}, clip, decoded
         if code_counts is not None:
             code_counts += np.stack([np.bincount(row, minlength=codec.codebook_size) for row in codes])
+
+
+def at_kbps(codec: inference.TrainedCodec, clip: np.ndarray, target: AtKbps) -> tuple[Any, np.ndarray, int]:
+    """The rate of a clip's finest file of at most `target.kbps`, what comes out of that file, and its bytes."""
+
+    def attempt(rate):
+        return files.pack(codec, inference.encode(codec, clip, rate), len(clip))
+
+    rate, data = files.at_kbps(codec, attempt, target.kbps, len(clip) / codec.sample_rate, target.rate)
+    return rate, files.decompress(codec, data).clip(-1.0, 1.0), len(data)

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from jaxcodec.evaluation import measures
 
+_NAMES = {"kbps_asked": "kbit/s asked"}
 _MAIN = ("snr", "segmental_snr", "pesq_wb", "estoi")
 
 
 def format_table(summaries: Sequence[dict], by: Sequence[str] = ("codebooks",)) -> str:
     """Summaries as aligned text, a column each: means and half the width of their intervals, a dash for no value."""
-    lines = [[name, *(str(row[name]) for row in summaries)] for name in by]
+    lines = [[_NAMES.get(name, name), *(_format_rate(row[name]) for row in summaries)] for name in by]
     lines.append(["kbit/s", *(f"{row['kbps']:.2f}" for row in summaries)])
     lines.append(["pooled SNR (dB)", *(_format_mean(row["pooled_snr"], None) for row in summaries)])
     for key, measure in measures.installed().items():
@@ -20,10 +21,12 @@ def format_table(summaries: Sequence[dict], by: Sequence[str] = ("codebooks",)) 
 def format_groups(summaries: Sequence[dict], by: Sequence[str]) -> str:
     """Summaries of many groups as aligned text, a line each, with the measures of `_MAIN`."""
     shown = {key: measure for key, measure in measures.installed().items() if key in _MAIN}
-    lines = [[*by, "clips", "kbit/s", *map(_title, shown.values())]]
+    lines = [[*(_NAMES.get(name, name) for name in by), "clips", "kbit/s", *map(_title, shown.values())]]
     for row in summaries:
         means = [_format_mean(row[key], row["intervals"][key]) for key in shown]
-        lines.append([*(str(row[name]) or "-" for name in by), str(row["clips"]), f"{row['kbps']:.2f}", *means])
+        lines.append(
+            [*(_format_rate(row[name]) or "-" for name in by), str(row["clips"]), f"{row['kbps']:.2f}", *means]
+        )
     return _align(lines)
 
 
@@ -35,6 +38,10 @@ def format_usage(usage: Sequence[dict]) -> str:
 
 def _title(measure):
     return f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+
+
+def _format_rate(value):
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _align(lines):

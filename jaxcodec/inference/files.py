@@ -1,23 +1,31 @@
 """A codec and files: recordings to the content of .jxc files and back, in bounded memory.
 
-data = jaxcodec.pack(codec, jaxcodec.encode(codec, audio), len(audio))
+data = jaxcodec.compress(codec, audio, kbps=8)      # or quality=-14, shape=0.75
+audio = jaxcodec.decompress(codec, data)
+
+data = jaxcodec.pack(codec, jaxcodec.encode(codec, audio), len(audio))      # the same from codes
 codes, num_samples, _ = jaxcodec.unpack(codec, data)
-audio = jaxcodec.decode(codec, codes, num_samples)
 """
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxcodec import audio, bitstream
+from jaxcodec import audio as audio_files, bitstream
 from jaxcodec.inference import functions
 from jaxcodec.inference.trained import TrainedCodec
 
 _BLOCK_SECONDS = 10
 _BATCH_BLOCKS = 6  # of short recordings are encoded at once; a longer recording is never held whole
 _WHOLE_SECONDS = 20  # decoded at once, in a window of its size; longer files in blocks
+_FILE_BLOCK_SECONDS = 5  # of a .jxc file: what a damaged byte costs
+_CLOSE = 0.01  # below the limit, where a search for a rate ends
+_PIECE_BLOCKS = 12  # of a .jxc file are unpacked at once
 
 
 class WrongModel(bitstream.BitstreamError):
@@ -32,6 +40,85 @@ class Unpacked(NamedTuple):
     damaged: list[tuple[int, int]]  # ranges of frames, first and one past the last, whose codes are lost and zero
 
 
+def compress(
+    codec: TrainedCodec, audio, rate=None, *, kbps: float | None = None, entropy: bool = True, **named
+) -> bytes:
+    """The content of a .jxc file for one clip.
+
+    Args:
+      codec: a codec.
+      audio: (S,) at codec.sample_rate, float or int16.
+      rate: of the codec, or by name, as for `encode`: quality and shape, or num_codebooks.
+      kbps: in place of a quality, what the whole file may have: the finest quality that does not exceed it.
+      entropy: whether codes are entropy coded where that makes the file smaller.
+
+    Raises:
+      ValueError: a rate or a clip that cannot be, kbps that cannot be reached.
+    """
+    if kbps is not None and codec.knob.argument in named:
+        raise ValueError(f"kbps and {codec.knob.argument} both set the rate: give one of them.")
+    rate = codec.check_rate(rate, named)
+
+    def attempt(rate):
+        return pack(codec, functions.encode(codec, audio, rate), len(audio), entropy=entropy)
+
+    if kbps is None:
+        return attempt(rate)
+    return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)[1]
+
+
+def decompress(codec: TrainedCodec, data: bytes) -> np.ndarray:
+    """The audio (S,) float32 of a .jxc file's content. Raises `ValueError` as `unpack` does."""
+    return np.concatenate([np.zeros(0, np.float32), *decode_file(codec, data).blocks])
+
+
+def at_kbps(codec: TrainedCodec, attempt: Callable, kbps: float, seconds: float, rate=None) -> tuple[Any, bytes]:
+    """The finest rate whose file has at most `kbps`, and that file; `attempt` makes a file at a rate.
+
+    A search on the codec's first knob from `rate` on, with the second as it is there. Speech that needs less at the finest
+    quality gets that, and no speech at all gets `rate`.
+
+    Raises:
+      ValueError: a codec whose rate has a few values only, kbps that the coarsest quality exceeds.
+    """
+    if (search := codec.knob.search) is None:
+        raise ValueError(f"kbps cannot be chosen freely, the rate of this codec is set by {codec.knob.argument}.")
+    if not 0 < kbps < math.inf:
+        raise ValueError(f"kbps is {kbps}, expected a number above 0.")
+    rate = codec.check_rate(rate)
+    if not seconds:
+        return rate, attempt(rate)
+    coarsest, finest, step = search
+    first, *others = rate if isinstance(rate, tuple) else (rate,)
+    limit = int(125 * kbps * seconds)
+    fits, exceeds = -1, round((finest - coarsest) / step) + 1  # the last known to fit and the first known not to
+    index, sizes, best = round((first - coarsest) / step), {}, None
+    while exceeds - fits > 1:
+        index = min(max(index, fits + 1), exceeds - 1)
+        value = coarsest + index * step
+        tried = (value, *others) if others else value
+        data = attempt(tried)
+        sizes[index] = len(data)
+        if len(data) > limit:
+            exceeds = index
+        else:
+            fits, best = index, (tried, data)
+            if len(data) > (1 - _CLOSE) * limit:
+                break
+        index = _next_index(sizes, index, limit)
+    if best is None:
+        least = min(sizes.values()) / 125 / seconds
+        raise ValueError(f"{kbps:g} kbit/s cannot be reached, this recording needs {least:.2f} at least.")
+    return best
+
+
+def _next_index(sizes, index, limit):
+    """Where the logarithm of the size, a straight line through the two nearest that are known, meets the limit."""
+    near = sorted(sorted(sizes, key=lambda i: abs(i - index))[:2])
+    slope = 0.013 if len(near) < 2 else math.log(sizes[near[1]] / sizes[near[0]]) / (near[1] - near[0])
+    return index + math.floor(math.log(max(limit, 1) / sizes[index]) / min(max(slope, 0.003), 0.05))
+
+
 def pack(codec: TrainedCodec, codes, num_samples: int, *, entropy: bool = True) -> bytes:
     """The content of a .jxc file (docs/format.md) for one clip.
 
@@ -39,7 +126,7 @@ def pack(codec: TrainedCodec, codes, num_samples: int, *, entropy: bool = True) 
       codec: the codec that made the codes.
       codes: (Q', T), the first Q' <= Q codebooks of a clip.
       num_samples: its exact length; T must be codec.num_frames(num_samples).
-      entropy: whether the codec's tables are used, where it has some and they make the file smaller.
+      entropy: whether the codec's probability model is used, where it has one and it makes the file smaller.
 
     Raises:
       ValueError: codes of another shape, or that cannot be.
@@ -49,16 +136,22 @@ def pack(codec: TrainedCodec, codes, num_samples: int, *, entropy: bool = True) 
         raise ValueError(
             f"codes have shape {codes.shape}, a clip of {num_samples} samples has (Q, {codec.num_frames(num_samples)})."
         )
-    return bitstream.pack(
-        codes,
+    packer = _packer(codec, len(codes), entropy)
+    packer.add(codes)
+    return packer.finish(num_samples)
+
+
+def _packer(codec, num_rows, entropy):
+    return bitstream.Packer(
+        num_codebooks=num_rows,
         kind=codec.config.model.quantizer,
         least_code=codec.module.quantizer.code_range[0],
         codebook_size=codec.codebook_size,
         sample_rate=codec.sample_rate,
         hop_length=codec.hop_length,
-        num_samples=num_samples,
         fingerprint=codec.fingerprint,
         entropy_model=codec.entropy if entropy else None,
+        block_frames=max(1, round(_FILE_BLOCK_SECONDS * codec.frame_rate)),
     )
 
 
@@ -71,19 +164,25 @@ def unpack(codec: TrainedCodec, data: bytes, *, errors: Literal["raise", "report
       WrongModel: the file was made with another model.
       bitstream.BitstreamError: it is no such file, or damaged; the subclass says how.
     """
+    header = _header(codec, data)
+    unpacked = bitstream.unpack(data, codec.entropy, errors=errors)
+    return Unpacked(unpacked.codes.astype(np.int32), header.num_samples, unpacked.damaged)
+
+
+def _header(codec, data):
+    """The header of a file that this codec made."""
     header = bitstream.read_header(data)
     if header.fingerprint != codec.fingerprint:
         raise WrongModel(
             f"the file was made with the model {header.fingerprint.hex()}, this one is "
             f"{codec.fingerprint.hex()}: load the model it was made with."
         )
-    unpacked = bitstream.unpack(data, codec.entropy, errors=errors)
-    if unpacked.codes.shape[1] != codec.num_frames(header.num_samples):
+    if header.num_frames != codec.num_frames(header.num_samples):
         raise bitstream.DamagedHeader(
-            f"the file has {unpacked.codes.shape[1]} frames, {header.num_samples} samples of this model have "
+            f"the file has {header.num_frames} frames, {header.num_samples} samples of this model have "
             f"{codec.num_frames(header.num_samples)}."
         )
-    return Unpacked(unpacked.codes.astype(np.int32), header.num_samples, unpacked.damaged)
+    return header
 
 
 def round_trip(codec: TrainedCodec, codes, num_samples: int) -> tuple[np.ndarray, int]:
@@ -109,24 +208,110 @@ def encode_files(codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=Non
     Short clips are encoded together and long recordings in bounded memory; both have the codes they have alone. Codes
     come in order, the error of an unreadable file as soon as it is known.
     """
+
+    def encode_long(blocks):
+        lengths: list[int] = []
+        pieces = functions.encode_blocks(codec, _measured(blocks, lengths), rate)
+        return np.concatenate([piece.astype(_dtype(codec)) for piece in pieces], axis=1), sum(lengths)
+
+    for key, codes, num_samples, error in _encode_each(codec, files, rate, encode_long):
+        codes = np.zeros((0, 0), _dtype(codec)) if error else np.asarray(codes, _dtype(codec))
+        yield Encoded(key, codes, num_samples, error)
+
+
+class Compressed(NamedTuple):
+    """The content of one .jxc file, or the error of a recording that cannot be read."""
+
+    key: Any
+    data: bytes
+    num_samples: int
+    error: ValueError | None = None
+
+
+def compress_files(
+    codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=None, *, kbps: float | None = None, entropy: bool = True
+) -> Iterator[Compressed]:
+    """What `compress` makes of each of `files`, pairs of a key and what `audio.read_blocks` reads, in bounded memory.
+
+    For kbps a recording is read several times.
+    """
+    rate = codec.check_rate(rate)
+
+    def compress_long(blocks, rate=rate):
+        packer = _packer(codec, codec.module.quantizer.num_rows(rate), entropy)
+        lengths: list[int] = []
+        for piece in functions.encode_blocks(codec, _measured(blocks, lengths), rate):
+            packer.add(piece)
+        return packer.finish(sum(lengths)), sum(lengths)
+
+    if kbps is None:
+        for key, result, num_samples, error in _encode_each(codec, files, rate, compress_long):
+            packed = isinstance(result, bytes)
+            data = b"" if error else result if packed else pack(codec, result, num_samples, entropy=entropy)
+            yield Compressed(key, data, num_samples, error)
+        return
+    for key, source in files:
+        try:
+            data, num_samples = _compress_to(codec, source, rate, kbps, entropy, compress_long)
+        except ValueError as error:
+            yield Compressed(key, b"", 0, error)
+        else:
+            yield Compressed(key, data, num_samples)
+
+
+def _compress_to(codec, source, rate, kbps, entropy, compress_long):
+    """The content of a .jxc file of at most `kbps` for a recording, and its number of samples."""
+    with _repeatable(source, codec.sample_rate) as blocks:
+        head = list(itertools.islice(blocks(), _BATCH_BLOCKS + 1))
+        if len(head) <= _BATCH_BLOCKS:
+            clip = np.concatenate(head)
+            return compress(codec, clip, rate, kbps=kbps, entropy=entropy), len(clip)
+        num_samples = sum(map(len, blocks()))
+        seconds = num_samples / codec.sample_rate
+        return at_kbps(codec, lambda rate: compress_long(blocks(), rate)[0], kbps, seconds, rate)[1], num_samples
+
+
+@contextlib.contextmanager
+def _repeatable(source, sample_rate):
+    """A function that reads a recording from its beginning; what an open file gives is kept in a temporary one."""
+
+    def read():
+        return audio_files.read_blocks(source, sample_rate, _BLOCK_SECONDS)
+
+    if not hasattr(source, "read"):
+        yield read
+        return
+    with tempfile.TemporaryFile() as file:
+        sizes = [file.write(block.astype(np.float32).tobytes()) for block in read()]
+
+        def replay():
+            for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+                file.seek(start)
+                yield np.frombuffer(file.read(size), np.float32)
+
+        yield replay
+
+
+def _encode_each(codec, files, rate, encode_long):
+    """(key, codes or what `encode_long` makes of blocks of a long recording, samples, error)."""
     clips: list[tuple[Any, np.ndarray]] = []
 
     def encode_clips():
         codes = functions.encode(codec, [clip for _, clip in clips], rate) if clips else []
         for (key, clip), code in zip(clips, codes, strict=True):
-            yield Encoded(key, np.asarray(code, _dtype(codec)), len(clip))
+            yield key, np.asarray(code), len(clip), None
         clips.clear()
 
     for key, source in files:
-        blocks = audio.read_blocks(source, codec.sample_rate, _BLOCK_SECONDS)
+        blocks = audio_files.read_blocks(source, codec.sample_rate, _BLOCK_SECONDS)
         try:
             head = list(itertools.islice(blocks, _BATCH_BLOCKS + 1))
             if len(head) > _BATCH_BLOCKS:
                 yield from encode_clips()
-                yield _encode_long(codec, key, itertools.chain(head, blocks), rate)
+                yield key, *encode_long(itertools.chain(head, blocks)), None
                 continue
         except ValueError as error:
-            yield Encoded(key, np.zeros((0, 0), _dtype(codec)), 0, error)
+            yield key, None, 0, error
             continue
         clips.append((key, np.concatenate(head)))
         if sum(len(clip) for _, clip in clips) > _BATCH_BLOCKS * _BLOCK_SECONDS * codec.sample_rate:
@@ -134,16 +319,11 @@ def encode_files(codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=Non
     yield from encode_clips()
 
 
-def _encode_long(codec, key, blocks, rate):
-    lengths = []
-
-    def measured():
-        for block in blocks:
-            lengths.append(len(block))
-            yield block
-
-    codes = [piece.astype(_dtype(codec)) for piece in functions.encode_blocks(codec, measured(), rate)]
-    return Encoded(key, np.concatenate(codes, axis=1), sum(lengths))
+def _measured(blocks, lengths):
+    """The blocks, with their lengths added to a list as they pass."""
+    for block in blocks:
+        lengths.append(len(block))
+        yield block
 
 
 def _dtype(codec):
@@ -155,31 +335,55 @@ class Decoded(NamedTuple):
 
     blocks: Iterator[np.ndarray]  # consecutive, (S,)
     num_samples: int
-    damaged: list[tuple[float, float]]  # seconds from and to that are lost and silent
+    damaged: list[tuple[float, float]]  # seconds from and to that are lost and silent; grows as blocks are taken
 
 
 def decode_file(codec: TrainedCodec, data: bytes, *, keep_damaged: bool = False) -> Decoded:
     """The audio in the content of a .jxc file; with `keep_damaged` a damaged block is silence.
 
     Raises:
-      ValueError: as `unpack` does; of a damaged block it says where it is.
+      ValueError: as `unpack` does; of a damaged block it says where it is. One that only decoding finds is told when the
+        blocks before it have been taken.
     """
-    try:
-        codes, num_samples, damaged = unpack(codec, data, errors="report" if keep_damaged else "raise")
-    except bitstream.DamagedBlock as error:
+    header = _header(codec, data)
+    ranges: list[tuple[int, int]] = []
+    seconds: list[tuple[float, float]] = []
+
+    def note(error):
         start, stop = _seconds(codec, error.start_frame, error.stop_frame)
-        part = f"{start:.2f} to {stop:.2f} s"
-        raise ValueError(f"block {error.block} at {part} is damaged, --keep_damaged decodes the rest") from None
-    blocks = _silence(_decode_blocks(codec, codes, num_samples), damaged, codec.hop_length)
-    return Decoded(blocks, num_samples, [_seconds(codec, *frames) for frames in damaged])
+        if not keep_damaged:
+            part = f"{start:.2f} to {stop:.2f} s"
+            raise ValueError(f"block {error.block} at {part} is damaged, --keep_damaged decodes the rest") from None
+        ranges.append((error.start_frame, error.stop_frame))
+        seconds.append((start, stop))
+
+    pieces = _unpack_pieces(codec, header, data, "report" if keep_damaged else "raise", note)
+    if header.num_samples <= _WHOLE_SECONDS * codec.sample_rate:
+        codes = np.concatenate(list(pieces), axis=1)
+        blocks = iter([np.asarray(functions.decode(codec, codes, header.num_samples))])
+    else:
+        blocks = functions.decode_blocks(codec, pieces, header.num_samples)
+    return Decoded(_silence(blocks, ranges, codec.hop_length), header.num_samples, seconds)
 
 
-def _decode_blocks(codec, codes, num_samples):
-    """Blocks of audio (S,)."""
-    if num_samples <= _WHOLE_SECONDS * codec.sample_rate:
-        return [np.asarray(functions.decode(codec, codes, num_samples))]
-    step = round(_WHOLE_SECONDS * codec.frame_rate)
-    return functions.decode_blocks(codec, (codes[:, i : i + step] for i in range(0, codes.shape[1], step)), num_samples)
+def _unpack_pieces(codec, header, data, errors, note):
+    """Codes (Q, n) of consecutive pieces of a file; damage that is known without decoding is noted at once."""
+    known = bitstream.damaged_blocks(data, errors=errors)
+    for error in known:
+        note(error)
+    noted = {error.block for error in known}
+
+    def pieces():
+        step = _PIECE_BLOCKS * header.block_frames
+        for start in range(0, max(header.num_frames, 1), step):
+            stop = min(start + step, header.num_frames)
+            content = bitstream.unpack(data, codec.entropy, start_frame=start, stop_frame=stop, errors="report")
+            for first, last in content.damaged:
+                if (block := first // header.block_frames) not in noted:
+                    note(bitstream.DamagedBlock(block, first, last, "it cannot be decoded"))
+            yield content.codes.astype(np.int32)
+
+    return pieces()
 
 
 def _silence(blocks, ranges, hop_length):

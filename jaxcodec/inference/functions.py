@@ -68,7 +68,9 @@ def latents(codec: TrainedCodec, audio, *, lengths=None, sample_rate: int | None
 def quantize(codec: TrainedCodec, latents, rate=None, **named):
     """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T); rate as for `encode`."""
     rate = codec.check_rate(rate, named)
-    return _by_row(_run(_QUANTIZE, (codec, rate), clips.latents_clips(codec, latents)).restore(), codec, rate)
+    return _by_row(
+        _run(_quantize_operation(codec), (codec, rate), clips.latents_clips(codec, latents)).restore(), codec, rate
+    )
 
 
 def dequantize(codec: TrainedCodec, codes):
@@ -134,8 +136,9 @@ def quantize_window(context, latents, starts, stops):
     """Latents (G, F, D) to codes (G, F, Q) at the rate in `context`, (codec, rate); zero where no frame exists."""
     codec, rate = context
     rates = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), starts.shape), rate)
-    codes = codec.module.apply(codec.variables, latents, rates, method="encode_latents")
-    return jnp.moveaxis(codes, 1, 2) * layers.length_mask(stops, latents.shape[1], starts)[..., None]
+    mask = layers.length_mask(stops, latents.shape[1], starts)
+    codes = codec.module.apply(codec.variables, latents, rates, mask, method="encode_latents")
+    return jnp.moveaxis(codes, 1, 2) * mask[..., None]
 
 
 def encode_window(context, audio, starts, stops):
@@ -173,7 +176,14 @@ def latents_operation(codec):
 
 
 def _encode_operation(codec):
-    return latents_operation(codec)._replace(step=encode_window)
+    before, after = codec.module.encoder.network.context
+    return latents_operation(codec)._replace(
+        step=encode_window, context=(before + codec.module.quantizer.context, after)
+    )
+
+
+def _quantize_operation(codec):
+    return windows.Operation(quantize_window, 1, (codec.module.quantizer.context, 0), lambda frames: frames)
 
 
 def _synthesize_operation(codec):
@@ -184,8 +194,7 @@ def _decode_operation(codec):
     return _synthesize_operation(codec)._replace(step=decode_window)
 
 
-_QUANTIZE = windows.Operation(quantize_window, 1, (0, 0), lambda frames: frames)
-_DEQUANTIZE = _QUANTIZE._replace(step=dequantize_window)
+_DEQUANTIZE = windows.Operation(dequantize_window, 1, (0, 0), lambda frames: frames)
 
 
 def _run(op, context, given: Clips) -> Clips:

@@ -1,11 +1,10 @@
-"""Trained codecs on disk: the bundled one, orbax snapshots of a run, and single safetensors files.
+"""Trained codecs on disk: the bundled ones, orbax snapshots of a run, and single safetensors files.
 
 A safetensors file holds the weights, the quantizer's constants, the probability model of the entropy coder and, in its
 header, the recipe: all that encoding and decoding need. Tensors are named by their path, such as
 "params/encoder/network/input/kernel".
 """
 
-import importlib.resources
 import json
 
 import flax.traverse_util
@@ -15,27 +14,29 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from jaxcodec import atomic, codec as codec_module, recipe
+from jaxcodec import atomic, bundled, codec as codec_module, recipe
 from jaxcodec.bitstream import entropy
+from jaxcodec.bundled import BUNDLED as BUNDLED
 from jaxcodec.inference.trained import TrainedCodec
 
 FORMAT = "jaxcodec 2"
 READABLE = ("jaxcodec 1", FORMAT)  # 1 has a flat recipe
-BUNDLED = "speech_16khz_8kbps.safetensors"
 
 
 def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCodec:
     """A trained codec.
 
     Args:
-      path: a safetensors file, or the checkpoint directory of a run of train.py; local or `gs://`. None: the bundled one.
+      path: "files", the bundled codec for compression at any rate; "tokens", the bundled one with codebooks, for language
+        models and the default; a safetensors file, or the checkpoint directory of a run of train.py, local or `gs://`.
       best: of a run, the best snapshot by validation SNR, or else the latest.
 
     Raises:
       ValueError: there is no codec at `path`, or it cannot be read.
     """
-    if path is None:
-        return _from_bytes(importlib.resources.files("jaxcodec").joinpath("models", BUNDLED).read_bytes(), BUNDLED)
+    path = "tokens" if path is None else path
+    if path in BUNDLED:
+        return _from_bytes(bundled.read(path), path)
     location = epath.Path(path).expanduser()
     if location.is_dir():
         from jaxcodec.training import checkpoint
@@ -48,6 +49,13 @@ def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCod
     return _from_bytes(location.read_bytes(), path)
 
 
+def load_for(fingerprint: bytes) -> TrainedCodec:
+    """The bundled codec of a fingerprint. Raises `ValueError` where there is none."""
+    if (name := bundled.names().get(fingerprint)) is None:
+        raise ValueError(f"made with the model {fingerprint.hex()}, which is not bundled: give that model (--model).")
+    return load(name)
+
+
 def make(params, state, config, entropy_model=None) -> TrainedCodec:
     """A `TrainedCodec` of params, the quantizer's state and the sections `model` and `fixes` of a config."""
     sections = {name: config[name].to_dict() for name in ("model", "fixes")}
@@ -57,6 +65,9 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     # Plain dicts, whatever they were.
     params = flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
     params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
+    if kind := module.quantizer.prior_kind:  # the coder follows from the weights
+        weights = flax.traverse_util.flatten_dict(params["quantizer"]["prior"], sep="/")
+        entropy_model = entropy.from_arrays(kind, {name: np.asarray(array) for name, array in weights.items()})
     return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
 
 
@@ -84,7 +95,7 @@ def to_bytes(codec: TrainedCodec, dtype: str = "float32") -> bytes:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has values that {dtype} cannot hold: store it as float32.")
     header = {"format": FORMAT, "config": codec.config.to_dict()}
-    if codec.entropy is not None:
+    if codec.entropy is not None and not codec.module.quantizer.prior_kind:
         tensors |= {f"entropy/{name}": array for name, array in codec.entropy.to_arrays().items()}
         header["entropy"] = codec.entropy.kind
     # One key: the order of several changes from call to call, and with it the file.
@@ -96,8 +107,7 @@ def _from_bytes(data, path):
 
     try:
         tensors = safetensors.numpy.load(data)
-        size = int.from_bytes(data[:8], "little")  # safetensors' own reader gives metadata of files only, not of bytes
-        header = json.loads(json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("jaxcodec", "{}"))
+        header = bundled.header(data)
         sections = flax.traverse_util.unflatten_dict(tensors, sep="/")
     except Exception as error:
         raise ValueError(f"{path} is not a safetensors file that can be read ({error}).") from None

@@ -1,8 +1,6 @@
 """A trained codec as a pytree: weights, what the quantizer keeps, and what they mean."""
 
 import functools
-import hashlib
-import json
 from typing import Any
 
 import flax.struct
@@ -61,13 +59,17 @@ class TrainedCodec(flax.struct.PyTreeNode):
 
     @property
     def causal(self) -> bool:
-        """Whether no frame sees a later one, as streaming needs."""
+        """Whether it can stream: no frame sees a later one, but for a bounded look-ahead of the decoder, see `delay`."""
         return self.module.encoder.network.causal and self.module.decoder.network.causal
 
     @property
     def delay(self) -> int:
-        """Samples by which the stream of decoded audio lags behind the stream of codes."""
-        return self.module.decoder.network.overlap * self.hop_length
+        """Samples by which a causal codec's stream of decoded audio lags behind the stream of codes.
+
+        A hop for every frame after frame t that block t of samples needs: one for the overlap of an MDCT, and the frames
+        that the decoder looks ahead.
+        """
+        return self.module.decoder.network.context[1] * self.hop_length
 
     @property
     def latency(self) -> float | None:
@@ -86,13 +88,7 @@ class TrainedCodec(flax.struct.PyTreeNode):
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """8 bytes that name the weights, the quantizer and the recipe: equal for codecs that make the same codes."""
-        config = self.config.to_dict()
-        known = config | {"model": recipe.flat(config["model"])}
-        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8)
-        for name, array in sorted(self.arrays.items()):
-            digest.update(f"{name} {array.shape}".encode())
-            digest.update(array.astype("<f4").tobytes())
-        return digest.digest()
+        return recipe.fingerprint(self.config.to_dict(), self.arrays)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -101,14 +97,18 @@ class TrainedCodec(flax.struct.PyTreeNode):
         return {name: np.asarray(x) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
 
     def check_rate(self, rate=None, named: dict | None = None):
-        """The rate that is meant: given, or `named` as the knob's argument, or the best for None.
+        """The rate that is meant: given, or `named` as the arguments of the knobs, or the quantizer's own for None.
 
         Raises:
           ValueError: a rate that this codec has not.
-          TypeError: another argument than its knob's.
+          TypeError: another argument than its knobs'.
         """
-        named = dict(named or {})
-        rate = named.pop(self.knob.argument, rate)
+        named, knobs = dict(named or {}), quantizers.kind_of(self.config.model).knobs
+        rate = named.pop(knobs[0].argument, rate)
+        if len(knobs) == 2 and knobs[1].argument in named:
+            second = named.pop(knobs[1].argument)
+            rate = (rate[0] if isinstance(rate, tuple | list) else rate, second)
         if named:
-            raise TypeError(f"unexpected {', '.join(named)}: the rate of this codec is set by {self.knob.argument}.")
+            expected = " and ".join(knob.argument for knob in knobs)
+            raise TypeError(f"unexpected {', '.join(named)}: the rate of this codec is set by {expected}.")
         return self.module.quantizer.check_rate(rate)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from jaxcodec import audio, evaluation, inference
-from jaxcodec.evaluation import alignment, opus
-from jaxcodec.inference import files, pretrained
+from jaxcodec import audio, bundled, evaluation, inference, quantizers
+from jaxcodec.evaluation import alignment, opus, scoring
+from jaxcodec.inference import files
 
 NUM_CLIPS = 12
 MAX_SECONDS = 8  # of a clip; the page carries every version of it
@@ -82,7 +82,7 @@ def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence
     Args:
       codec: what `jaxcodec.load` returns.
       clips: at its sample rate.
-      rates: of the codec.
+      rates: of the codec, or `evaluation.AtKbps`.
       processes: workers that share the slow measures.
     """
     here = evaluation.installed()
@@ -98,7 +98,7 @@ def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence
     else:
         seconds = sum(map(len, originals)) / codec.sample_rate
         ours = [
-            (codec.module.bits_per_second(rate) or 8 * sum(version.num_bytes) / seconds) / 1000
+            _nominal_kbps(codec, rate) or 8e-3 * sum(version.num_bytes) / seconds
             for rate, version in zip(rates, versions[1:], strict=True)
         ]
         for kbps in _opus_rates(ours):
@@ -108,9 +108,33 @@ def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence
     return Rendered(versions, _measure(clips, versions, codec.sample_rate, processes), missing, remarks)
 
 
+def _nominal_kbps(codec, rate):
+    """What a rate is in kbit/s before anything is encoded, where that is known."""
+    if isinstance(rate, evaluation.AtKbps):
+        return rate.kbps
+    bits_per_second = codec.module.bits_per_second(rate)
+    return bits_per_second and bits_per_second / 1000
+
+
 def _decode(codec, originals, rate):
-    trips = [files.round_trip(codec, np.asarray(inference.encode(codec, clip, rate)), len(clip)) for clip in originals]
-    return Version(OURS, codec.knob.label.format(rate), [decoded for decoded, _ in trips], [size for _, size in trips])
+    if isinstance(rate, evaluation.AtKbps):
+        trips = [scoring.at_kbps(codec, clip, rate)[1:] for clip in originals]
+    else:
+        coded = ((np.asarray(inference.encode(codec, clip, rate)), len(clip)) for clip in originals)
+        trips = [files.round_trip(codec, codes, num_samples) for codes, num_samples in coded]
+    return Version(OURS, setting_of(codec, rate), [decoded for decoded, _ in trips], [size for _, size in trips])
+
+
+def setting_of(codec: inference.TrainedCodec, rate) -> str:
+    """What the page calls a rate of the codec; a second knob is named where it is not as it is by default."""
+    knob, second = quantizers.kind_of(codec.config.model)[1:]
+    if isinstance(rate, evaluation.AtKbps):
+        label, rate = f"at {rate.kbps:g} kbit/s", codec.check_rate(rate.rate)
+    else:
+        label = knob.label.format(rate)
+    if second is None or rate[1] == codec.check_rate(None)[1]:
+        return label
+    return f"{label}, {second.name} {rate[1]:g}"
 
 
 def _opus_rates(ours):
@@ -167,10 +191,10 @@ def read_results(path: epath.PathLike) -> dict:
     return results
 
 
-def model_name(path: epath.PathLike | None) -> str:
-    """What `--model` names: the bundled model, a file, or a run."""
-    if path is None:
-        return f"the bundled model, {pretrained.BUNDLED}"
+def model_name(path: epath.PathLike) -> str:
+    """What `--model` names: a bundled model, a file, or a run."""
+    if path in bundled.BUNDLED:
+        return f"the bundled model {path}, {bundled.BUNDLED[path]}"
     location = epath.Path(path)
     return (
         f"the run {location.parent.name if location.name == 'checkpoints' else location.name}"
