@@ -112,7 +112,7 @@ def main():
         from benchmarks import ablation_plots
 
         results = json.loads((Path(__file__).resolve().parents[1] / "docs/results/results.json").read_text())
-        trained = [point for point in results["rate_distortion"]["points"] if point["system"] == "jaxcodec"]
+        trained = [point for point in results["rate_distortion"]["points"] if point["system"] == "jaxcodec tokens"]
         ablation_plots.draw(runs, trained, args.plots)
 
 
@@ -199,11 +199,12 @@ def _splits(config):
 def report(run, state, step):
     """Validation figures after `step` steps, rounded to what means something."""
     summary, shares = run.evaluate(state)
-    names = [name for name in summary if name.startswith("snr")]
+    names = [name for name in summary if name.startswith(("snr", "kbps"))]
     names += ["segmental_snr", "si_sdr", "range_ratio", "rms_ratio", "optimal_gain", "effective_dimension"]
     figures = {name: round(summary[name], 4) for name in names}
-    figures |= {"usage": [round(float(u), 4) for u in summary["usage"]]}
-    figures |= {"perplexity": [round(float(p), 1) for p in summary["perplexity"]]}
+    for name, digits in {"usage": 4, "perplexity": 1}.items():
+        if name in summary:  # of codebooks
+            figures[name] = [round(float(value), digits) for value in summary[name]]
     return {"step": step} | figures | {f"share_{name}": round(share, 5) for name, share in shares.items()}
 
 

@@ -1,8 +1,7 @@
 """The plots of `rate_distortion.py`: four measures against the rate, every curve labeled, the bound shaded."""
 
+import itertools
 from pathlib import Path
-
-import numpy as np
 
 PANELS = (
     ("snr", "SNR (dB)"),
@@ -10,10 +9,15 @@ PANELS = (
     ("pesq_wb", "PESQ-WB"),
     ("estoi", "ESTOI"),
 )
-ColorS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, told apart by everyone
-MARKERS = "osD^vP"
-OURS = "jaxcodec"
+OURS = "jaxcodec"  # that the names of our systems begin with
+STYLES = (
+    ("#D55E00", "o"),
+    ("#E69F00", "D"),
+    ("#CC79A7", "s"),
+)  # of our curves; Okabe and Ito's colors, told apart by everyone
+OTHERS = ("#0072B2", "^"), ("#56B4E9", "v"), ("#009E73", "P"), ("#8C6D31", "X"), ("#666666", "*")
 TICKS = (0.5, 1, 2, 4, 8, 16, 32)  # kbit/s
+MAX_KBPS = 44
 
 
 def draw(results: dict, path: Path) -> None:
@@ -39,16 +43,33 @@ def panel(axis, results, key):
     for point in results["points"]:
         if point[key] is not None:
             curves.setdefault(point["system"], []).append((point["kbps"], point[key]))
-    for (system, points), color, marker in zip(curves.items(), ColorS, MARKERS, strict=False):
-        axis.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, linewidth=1 + (system == OURS))
+    looks = styles(curves)
+    for system, points in sorted(curves.items(), key=lambda curve: is_ours(curve[0])):  # ours on top
+        axis.plot(*zip(*points, strict=True), **looks[system])
     if key == "snr" and results["bound"]:
         shade(axis, results["bound"], 1.12 * max(value for points in curves.values() for _, value in points))
     axis.set_xscale("log")
     axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axis.set_xticks([], minor=True)
-    axis.set_xlim(TICKS[0], 40)
+    axis.set_xlim(TICKS[0], MAX_KBPS)
     axis.grid(alpha=0.25)
     label(axis, curves)
+
+
+def is_ours(system: str) -> bool:
+    """Whether a curve is emphasized."""
+    return system.startswith(OURS)
+
+
+def styles(systems) -> dict[str, dict]:
+    """How the curve of each system is drawn: ours thick in warm colors, the others thin in cold ones."""
+    looks = {}
+    for emphasized, palette in ((True, STYLES), (False, OTHERS)):
+        chosen = [system for system in systems if is_ours(system) == emphasized]
+        for system, (color, marker) in zip(chosen, itertools.cycle(palette), strict=False):
+            size = dict(linewidth=2.4, markersize=5) if emphasized else dict(linewidth=1, markersize=4)
+            looks[system] = dict(color=color, marker=marker) | size
+    return looks
 
 
 def shade(axis, rows, top):
@@ -61,10 +82,10 @@ def shade(axis, rows, top):
 
 
 def label(axis, curves):
-    """The name of each curve: ours beside its middle, the others in a column on the right, joined to their last points."""
+    """The name of each curve in a column on the right, ours in bold, joined to its last point."""
     low, high = axis.get_ylim()
     gap = 0.055 * (high - low)
-    column = sorted((points[-1][1], system) for system, points in curves.items() if system != OURS)
+    column = sorted((points[-1][1], system) for system, points in curves.items())
     heights = [value for value, _ in column]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
@@ -72,22 +93,11 @@ def label(axis, curves):
     for i in reversed(range(len(heights))):
         heights[i] = ceiling = min(heights[i], ceiling)
         ceiling -= gap
-    colors = dict(zip(curves, ColorS, strict=False))
+    looks = styles(curves)
     for (value, system), height in zip(column, heights, strict=True):
-        axis.plot(
-            [curves[system][-1][0], 43], [value, height], color=colors[system], linewidth=0.6, alpha=0.6, clip_on=False
-        )
-        axis.annotate(system, (45, height), color=colors[system], va="center", annotation_clip=False)
-    if OURS in curves:
-        rate, value = curves[OURS][len(curves[OURS]) // 3]
-        below = any(np.interp(rate, *zip(*curves[system], strict=True), left=low) > value for _, system in column)
+        color, weight = looks[system]["color"], "bold" if is_ours(system) else "normal"
+        line = [curves[system][-1][0], 1.05 * MAX_KBPS], [value, height]
+        axis.plot(*line, color=color, linewidth=0.6, linestyle=":", clip_on=False)
         axis.annotate(
-            OURS,
-            (rate, value),
-            (6, -6) if below else (-6, 6),
-            textcoords="offset points",
-            ha="left" if below else "right",
-            va="top" if below else "bottom",
-            color=colors[OURS],
-            fontweight="bold",
+            system, (1.09 * MAX_KBPS, height), color=color, fontweight=weight, va="center", annotation_clip=False
         )

@@ -82,16 +82,16 @@ def decode(data: bytes) -> np.ndarray:
     return synthesize(quantized * step(fineness), num_samples).astype(np.float32)
 
 
-def walk(blocks: int, visit) -> None:
-    """Goes through all passes of all blocks as encoder and decoder both do, and keeps tables and contexts.
+def walk(blocks: int, visit, size: int = HOP_LENGTH) -> None:
+    """Goes through all passes of all blocks of `size` coefficients as both sides do, and keeps tables and contexts.
 
     `visit(block, places, counts)` gets the table (N, NUM_SYMBOLS) of each of the coefficients at `places` and returns their
     magnitudes (N,).
     """
     tables = initial_tables()
-    previous, average = (np.zeros(HOP_LENGTH, np.int64) for _ in range(2))
+    previous, average = (np.zeros(size, np.int64) for _ in range(2))
     for block in range(blocks):
-        current = np.zeros(HOP_LENGTH, np.int64)
+        current = np.zeros(size, np.int64)
         for places, *kernels, least in PASSES:
             sources = (previous << AVERAGE_BITS, average, current << AVERAGE_BITS)
             expected = (least << AVERAGE_BITS) + sum(
