@@ -25,6 +25,7 @@ import jaxcodec
 from benchmarks import rate_distortion, transform_codec
 from configs import telugu_vbr
 from jaxcodec import codec as codec_module, data, evaluation
+from jaxcodec.bitstream import entropy
 from jaxcodec.inference import files, pretrained
 from jaxcodec.nn import spectral
 from jaxcodec.quantizers import layout, scalar
@@ -64,7 +65,7 @@ def prior_against_contexts(codec, clips):
     for kbps in KBPS:
         contexts = prior = 0
         for clip in clips:
-            codes = codes_at(codec, clip, kbps, 0.0)
+            codes, _ = coded_at(codec, clip, kbps, 0.0)
             contexts += len(context_bytes(codes[layout.EXTRA :].T))
             prior += len(codec.entropy.encode(codes))
         rows.append(
@@ -78,14 +79,10 @@ def prior_against_contexts(codec, clips):
     return rows
 
 
-def codes_at(codec, clip, kbps, shape):
-    """Codes (Q, T) of a clip whose file has so many kbit/s."""
-
-    def attempt(rate):
-        return files.pack(codec, jaxcodec.encode(codec, clip, rate), len(clip))
-
-    _, data = files.at_kbps(codec, attempt, kbps, len(clip) / codec.sample_rate, (None, shape))
-    return files.unpack(codec, data).codes
+def coded_at(codec, clip, kbps, shape):
+    """Codes (Q, T) of a clip whose file has so many kbit/s, and its bytes."""
+    data = files.compress(codec, clip, (None, shape), kbps=kbps)
+    return files.unpack(codec, data).codes, len(data)
 
 
 def context_bytes(coefficients) -> bytes:
@@ -98,15 +95,15 @@ def context_bytes(coefficients) -> bytes:
         return np.abs(chosen)
 
     transform_codec.walk(len(coefficients), visit, coefficients.shape[1])
-    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    return entropy.compressed(coder)
 
 
 def trips(codec, clips, kbps, shape=scalar.DEFAULT[1], decode=None):
     """(clip, decoded, bytes) of every clip at a rate."""
     for clip in clips:
-        codes = codes_at(codec, clip, kbps, shape)
+        codes, size = coded_at(codec, clip, kbps, shape)
         decoded = decode(codes, len(clip)) if decode else np.asarray(jaxcodec.decode(codec, codes, len(clip)))
-        yield clip, decoded.clip(-1, 1), len(files.pack(codec, codes, len(clip)))
+        yield clip, decoded.clip(-1, 1), size
 
 
 def whole(codec, clips):

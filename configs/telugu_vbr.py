@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.quantizer.quality_range = (-17.0, 14.0)  # dB around what suits a clip's level: some 2 to 40 kbit/s
 
     config.loss.error_weighting = "steps"
+    config.loss.clip_bound = 1e5  # an error in steps is not over the clip's energy: silence cannot make it large
     config.loss.mse_weight = 20.0
     config.loss.perceptual_weight = 0.2
     config.loss.loudness_weight = 8.0

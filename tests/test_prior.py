@@ -111,7 +111,7 @@ def test_sums_are_exact_whatever_their_order():
     normal = (size * x[0] - float(total[0])) / np.sqrt(
         float(size * int((x[0].astype(np.int64) ** 2).sum()) - int(total[0]) ** 2) + size * size * 1e-6 * prior.UNIT**2
     )
-    scale, bias = (prior.UNIT * coder._float64[f"norm_1/{name}"] for name in ("scale", "bias"))
+    scale, bias = (prior.UNIT * coder.weights[f"norm_1/{name}"].astype(np.float64) for name in ("scale", "bias"))
     np.testing.assert_array_equal(coder._norm("norm_1", x[:1])[0], np.rint(normal * scale + bias))
 
 

@@ -72,10 +72,10 @@ def spectrum(level=0.1, frames=9, seed=0):
 
 @pytest.mark.parametrize("num_bins", [64, 320, 400])
 def test_bands_part_the_coefficients_and_interpolation_keeps_a_constant(num_bins):
-    bands = envelope.bands(num_bins)
-    assert bands.shape == (num_bins, envelope.NUM_BANDS) and np.all(bands.sum(1) == 1) and bands.sum(0).min() >= 1
+    bands = layout.bands(num_bins)
+    assert bands.shape == (num_bins, layout.NUM_BANDS) and np.all(bands.sum(1) == 1) and bands.sum(0).min() >= 1
     assert np.all(np.diff(bands.argmax(1)) >= 0)
-    np.testing.assert_allclose(envelope.interpolation(num_bins).sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(layout.interpolation(num_bins).sum(0), 1, rtol=1e-6)
 
 
 def test_the_envelope_is_the_power_of_each_band_in_levels_of_4_db():
@@ -249,6 +249,18 @@ np.savez(sys.argv[1] + "/codes.npz", *[jaxcodec.encode(codec, clips[name], -20.0
         data = jaxcodec.pack(trained, alone[index], len(clips[index]))
         np.testing.assert_array_equal(jaxcodec.unpack(trained, data).codes, alone[index])
     assert np.abs(alone[0][EXTRA:]).max() > 2
+
+
+def test_windows_of_a_long_clip_see_as_far_back_as_its_codes_do(trained):
+    clip = support.speech_like(1, 1500 * F)[0]
+    mask = np.ones((1, len(clip)), bool)
+    latents = trained.module.apply(trained.variables, clip[None], mask, method="analyze")
+    rates = tuple(jnp.full(1, value) for value in (-20.0, 0.75))
+    whole = trained.module.apply(trained.variables, latents, rates, method="encode_latents")[0]
+    np.testing.assert_array_equal(jaxcodec.encode(trained, clip, -20.0), whole)
+    np.testing.assert_array_equal(jaxcodec.quantize(trained, latents[0], -20.0), whole)
+    pieces = jaxcodec.inference.functions.encode_blocks(trained, np.split(clip, 30), -20.0)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), whole)
 
 
 def test_what_cannot_be_is_refused_in_one_line(trained):

@@ -11,7 +11,7 @@ import pytest
 import jaxcodec
 from configs import telugu_vbr
 from jaxcodec.inference import pretrained
-from jaxcodec.nn import envelope
+from jaxcodec.quantizers import layout
 from tests import support
 
 BLOCKS = 90
@@ -27,7 +27,7 @@ def trained(architecture="mdct", causal=True):
 def looking_ahead(lookahead, kernel_size=3):
     """A codec whose decoder sees `lookahead` frames ahead, with the marks of training."""
     config = telugu_vbr.get_config().lock()
-    values = {"model.latent_dim": 64 + envelope.NUM_BANDS + 2, "model.width": 16}
+    values = {"model.latent_dim": 64 + layout.EXTRA, "model.width": 16}
     values |= {"model.transform.hop_length": 64, "model.transform.depth": 2, "model.transform.expansion": 2}
     values |= {"model.transform.kernel_size": kernel_size, "model.transform.lookahead": lookahead}
     values |= {"model.scalar.width": 16, "model.scalar.depth": 1}

@@ -23,4 +23,5 @@ from jaxcodec.bitstream.container import (
     read_header as read_header,
     truncate as truncate,
     unpack as unpack,
+    unpack_pieces as unpack_pieces,
 )

@@ -11,6 +11,7 @@ version 2 names the kind of quantizer and takes signed codes and sparse ones. No
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -174,20 +175,8 @@ class _Layout(NamedTuple):
     end: int  # bytes of the whole file
 
 
-def pack(
-    codes: np.ndarray,
-    *,
-    codebook_size: int,
-    sample_rate: int,
-    hop_length: int,
-    num_samples: int,
-    fingerprint: bytes,
-    kind: str = CODEBOOKS,
-    least_code: int = 0,
-    entropy_model: entropy.ProbabilityModel | None = None,
-    block_frames: int = BLOCK_FRAMES,
-) -> bytes:
-    """Codes (Q, T) of a clip of `num_samples` samples as the bytes of a `.jxc` file.
+def pack(codes: np.ndarray, *, num_samples: int, **fields) -> bytes:
+    """Codes (Q, T) of a clip of `num_samples` samples as the bytes of a `.jxc` file; `fields` are those of `Packer`.
 
     Codes of the kind "rvq" from 0 on make a file of version 1, others one of version 2.
     With an entropy model each block takes the smaller of both codings, and the file is never larger than without one.
@@ -197,17 +186,7 @@ def pack(
     codes = np.asarray(codes)
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes must be integers of shape (Q, T), got {codes.dtype} of shape {codes.shape}.")
-    packer = Packer(
-        num_codebooks=codes.shape[0],
-        codebook_size=codebook_size,
-        sample_rate=sample_rate,
-        hop_length=hop_length,
-        fingerprint=fingerprint,
-        kind=kind,
-        least_code=least_code,
-        entropy_model=entropy_model,
-        block_frames=block_frames,
-    )
+    packer = Packer(num_codebooks=codes.shape[0], **fields)
     packer.add(codes)
     return packer.finish(num_samples)
 
@@ -252,78 +231,67 @@ class Packer:
         )
         if problem := _problem(header.version, _fields(header)):
             raise ValueError(f"cannot write {problem}.")
-        self._blocks = _Blocks(header, entropy_model)
+        self._begin(header, entropy_model)
+
+    def _begin(self, header, entropy_model):
+        self._header, self._model = header, entropy_model
+        if entropy_model and not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
+            raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
+        self._pending = np.zeros((header.num_codebooks, 0), header.dtype)
+        self._best: list[tuple[bytes, bool]] = []  # the smaller of both codings of each block
+        # What a file without the model would have, until it is clear that it would be larger.
+        self._stored: list[tuple[bytes, bool]] | None = None if entropy_model is None else []
+        self._saved, self._num_frames = 0, 0
+
+    @classmethod
+    def _like(cls, header, entropy_model):
+        """A packer of files with such a header."""
+        packer = cls.__new__(cls)
+        fresh = dataclasses.replace(header, num_samples=0, num_frames=0, entropy_digest=None, coding=FIXED_WIDTH)
+        packer._begin(fresh, entropy_model)
+        return packer
 
     def add(self, codes: np.ndarray) -> None:
         """The next codes (Q, n)."""
-        codes, header = np.asarray(codes), self._blocks.header
+        codes, header = np.asarray(codes), self._header
         if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or len(codes) != header.num_codebooks:
             expected = f"({header.num_codebooks}, T)"
             raise ValueError(f"codes must be integers of shape {expected}, got {codes.dtype} of shape {codes.shape}.")
         stop = header.least_code + header.codebook_size
         if codes.size and not (codes.min() >= header.least_code and codes.max() < stop):
             raise ValueError(f"codes must lie in [{header.least_code}, {stop}), got {codes.min()} to {codes.max()}.")
-        self._blocks.add(codes)
+        self._num_frames += codes.shape[1]
+        size = header.block_frames
+        for start in range(0, codes.shape[1], size):  # never a large array for a few frames more
+            self._pending = np.concatenate([self._pending, codes[:, start : start + size]], axis=1)
+            while self._pending.shape[1] >= size:
+                self._code(self._pending[:, :size])
+                self._pending = self._pending[:, size:]
 
-    @property
-    def num_bytes(self) -> int:
-        """What the file's blocks need so far."""
-        return self._blocks.num_bytes
+    def _code(self, codes):
+        """A block of codes (Q, n)."""
+        stored = best = (_store(codes, self._header), False)
+        if self._model is not None:
+            best = min(stored, (_encode(codes, self._header, self._model), True), key=lambda payload: len(payload[0]))
+        self._best.append(best)
+        self._saved += len(stored[0]) - len(best[0])
+        if self._saved > DIGEST_BYTES + MAX_VARINT * len(self._best):
+            self._stored = None
+        elif self._stored is not None:
+            self._stored.append(stored)
 
     def finish(self, num_samples: int) -> bytes:
         """The file of a clip of `num_samples` samples."""
-        return self._blocks.finish(int(num_samples))
-
-
-class _Blocks:
-    """Blocks as they are coded, the smaller of both codings for each, and for the file."""
-
-    def __init__(self, header, entropy_model):
-        self.header, self.model = header, entropy_model
-        if entropy_model and not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
-            raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
-        self.pending = np.zeros((header.num_codebooks, 0), header.dtype)
-        self.best: list[tuple[bytes, bool]] = []
-        # What a file without the model would have, until it is clear that it would be larger.
-        self.stored: list[tuple[bytes, bool]] | None = []
-        self.saved, self.num_frames = 0, 0
-
-    @property
-    def num_bytes(self):
-        return sum(len(payload) for payload, _ in self.best)
-
-    def add(self, codes):
-        self.num_frames += codes.shape[1]
-        size = self.header.block_frames
-        for start in range(0, codes.shape[1], size):  # never a large array for a few frames more
-            self.pending = np.concatenate([self.pending, codes[:, start : start + size]], axis=1)
-            while self.pending.shape[1] >= size:
-                self._code(self.pending[:, :size])
-                self.pending = self.pending[:, size:]
-
-    def _code(self, codes):
-        stored = best = (_store(codes, self.header), False)
-        if self.model is not None:
-            best = min(stored, (_encode(codes, self.header, self.model), True), key=lambda payload: len(payload[0]))
-        self.best.append(best)
-        self.saved += len(stored[0]) - len(best[0])
-        if self.saved > DIGEST_BYTES + MAX_VARINT * len(self.best):
-            self.stored = None
-        elif self.stored is not None:
-            self.stored.append(stored)
-
-    def finish(self, num_samples):
-        header = dataclasses.replace(self.header, num_samples=num_samples, num_frames=self.num_frames)
+        header = dataclasses.replace(self._header, num_samples=int(num_samples), num_frames=self._num_frames)
         if problem := _problem(header.version, _fields(header)):
             raise ValueError(f"cannot write {problem}.")
-        if self.pending.shape[1]:
-            self._code(self.pending)
-        coded = header
-        if self.model is not None:
-            digest = self.model.digest[:DIGEST_BYTES]
-            coded = dataclasses.replace(header, entropy_digest=digest, coding=self.model.coding)
-        files = [] if self.stored is None else [_assemble(header, self.stored)]
-        return min(*files, _assemble(coded, self.best), key=len) if files else _assemble(coded, self.best)
+        if self._pending.shape[1]:
+            self._code(self._pending)
+        if self._model is None:
+            return _assemble(header, self._best)
+        digest = self._model.digest[:DIGEST_BYTES]
+        coded = _assemble(dataclasses.replace(header, entropy_digest=digest, coding=self._model.coding), self._best)
+        return coded if self._stored is None else min(_assemble(header, self._stored), coded, key=len)
 
 
 def unpack(
@@ -343,19 +311,36 @@ def unpack(
       BitstreamError: see its subclasses.
       ValueError: frames outside the file, an `errors` that is neither "raise" nor "report".
     """
-    header, blocks, header_crc, _ = layout = _parse(data)
+    layout = _parse(data)
+    header = layout.header
     stop_frame = header.num_frames if stop_frame is None else stop_frame
     if not 0 <= start_frame <= stop_frame <= header.num_frames:
         raise ValueError(f"frames {start_frame} to {stop_frame} of a file with {header.num_frames} frames.")
+    return _content(data, layout, entropy_model, start_frame, stop_frame, errors)
+
+
+def unpack_pieces(
+    data: bytes, entropy_model: entropy.ProbabilityModel | None = None, *, num_blocks: int
+) -> Iterator[Content]:
+    """What `unpack` gives with `errors="report"`, in consecutive pieces of `num_blocks` blocks: memory is that of one."""
+    layout = _parse(data)
+    header = layout.header
+    for start in range(0, max(header.num_frames, 1), num_blocks * header.block_frames):
+        stop = min(start + num_blocks * header.block_frames, header.num_frames)
+        yield _content(data, layout, entropy_model, start, stop, "report")
+
+
+def _content(data, layout, entropy_model, start_frame, stop_frame, errors):
+    """Frames [start_frame, stop_frame) of a file."""
+    header = layout.header
     _check_whole(data, layout, stop_frame - start_frame, errors)
     if header.entropy_digest is not None:
         _check_model(header, entropy_model)
-
     codes = np.zeros((header.num_codebooks, stop_frame - start_frame), header.dtype)
     damaged = []
-    numbers = range(start_frame // header.block_frames, -(-stop_frame // header.block_frames))
+    last_block = -(-stop_frame // header.block_frames) if start_frame < stop_frame else 0
     for number, block in _read_blocks(
-        data, header, header_crc, blocks, numbers if len(codes[0]) else (), entropy_model
+        data, layout, range(start_frame // header.block_frames, last_block), entropy_model
     ):
         first, last = header.block_range(number)
         begin, end = max(first, start_frame), min(last, stop_frame)
@@ -370,9 +355,9 @@ def unpack(
 
 def damaged_blocks(data: bytes, *, errors: str = "report") -> list[DamagedBlock]:
     """The blocks of a file that fail their CRC or are missing, found without decoding any. Raises as `unpack` does."""
-    header, blocks, header_crc, _ = layout = _parse(data)
+    layout = _parse(data)
     _check_whole(data, layout, 0, errors)
-    found = (_payload(data, header, header_crc, number, block) for number, block in enumerate(blocks))
+    found = (_payload(data, layout, number) for number in range(len(layout.blocks)))
     return [payload for payload in found if isinstance(payload, DamagedBlock)]
 
 
@@ -392,12 +377,10 @@ def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.Probability
     header, codes, _ = unpack(data, entropy_model)
     if not 1 <= num_codebooks <= header.num_codebooks:
         raise ValueError(f"cannot keep {num_codebooks} of {header.num_codebooks} codebooks.")
-    fresh = dataclasses.replace(
-        header, num_codebooks=num_codebooks, num_samples=0, num_frames=0, entropy_digest=None, coding=FIXED_WIDTH
-    )
-    blocks = _Blocks(fresh, None if header.entropy_digest is None else entropy_model)
-    blocks.add(codes[:num_codebooks])
-    return blocks.finish(header.num_samples)
+    kept = dataclasses.replace(header, num_codebooks=num_codebooks)
+    packer = Packer._like(kept, None if header.entropy_digest is None else entropy_model)
+    packer.add(codes[:num_codebooks])
+    return packer.finish(header.num_samples)
 
 
 def _check_whole(data, layout, num_frames, errors):
@@ -536,12 +519,12 @@ def _check_size(header: Header, number: int, block: _Block) -> None:
         raise DamagedHeader(f"the index gives block {number} {block.size} bytes {coding}, stored it needs {stored}")
 
 
-def _read_blocks(data, header, header_crc, blocks, numbers, entropy_model):
-    """(number, codes (Q, n) or `DamagedBlock`) of some blocks, in order; several are decoded at once."""
-    numbers = list(numbers)
+def _read_blocks(data, layout, numbers, entropy_model):
+    """(number, codes (Q, n) or `DamagedBlock`) of a range of blocks, in order; several are decoded at once."""
+    header, blocks = layout.header, layout.blocks
     for first in range(0, len(numbers), MAX_LANES):
         some = numbers[first : first + MAX_LANES]
-        found = {number: _payload(data, header, header_crc, number, blocks[number]) for number in some}
+        found = {number: _payload(data, layout, number) for number in some}
         coded = [n for n in some if blocks[n].coded and not isinstance(found[n], DamagedBlock)]
         sizes = [stop - start for start, stop in map(header.block_range, coded)]
         if coded:
@@ -555,14 +538,15 @@ def _read_blocks(data, header, header_crc, blocks, numbers, entropy_model):
             yield number, _stored_codes(found[number], header, number) if stored else found[number]
 
 
-def _payload(data, header, header_crc, number, block):
+def _payload(data, layout, number):
     """The bytes of one block, or the `DamagedBlock` that it is."""
+    header, block = layout.header, layout.blocks[number]
     start, stop = header.block_range(number)
     payload = bytes(data[block.offset : block.offset + block.size])
     crc = data[block.offset + block.size : block.offset + block.size + 4]
     if len(crc) < 4:
         return DamagedBlock(number, start, stop, "the data ends before it does")
-    if int.from_bytes(crc, "little") != _block_crc(header_crc, number, payload):
+    if int.from_bytes(crc, "little") != _block_crc(layout.header_crc, number, payload):
         return DamagedBlock(number, start, stop, "it does not match its CRC")
     return payload
 

@@ -116,11 +116,7 @@ class EntropyModel:
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 over names, shapes and little-endian contents, 32 bytes."""
-        sha = hashlib.sha256()
-        for name, array in self.to_arrays().items():
-            sha.update(f"{name}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-        return sha.digest()
+        return digest(self.to_arrays())
 
     def __eq__(self, other):
         return isinstance(other, EntropyModel) and self.digest == other.digest
@@ -153,7 +149,7 @@ class EntropyModel:
             tables = self._coder_tables[codebook]
             for code, state in zip(row.tolist(), self.states(codes, codebook).tolist(), strict=True):
                 coder.encode(code, tables[state])
-        return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        return compressed(coder)
 
     def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
         """What `encode` wrote, codes (num_codebooks, num_frames) uint16. Bytes beyond the end count as zero.
@@ -162,7 +158,7 @@ class EntropyModel:
         checksum is the caller's.
         """
         self._check(num_codebooks)
-        coder = constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
+        coder = range_decoder(data)
         codes = np.empty((num_codebooks, num_frames), np.uint16)
         for codebook in range(num_codebooks):
             try:
@@ -260,6 +256,25 @@ def constriction():
             "files of fixed width (entropy=False, on the command line --no_entropy)."
         ) from None
     return stream
+
+
+def compressed(coder) -> bytes:
+    """What a range encoder wrote: 32-bit words, little-endian, without the zero bytes at their end."""
+    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def range_decoder(data: bytes):
+    """A range decoder of what `compressed` gave; bytes beyond the end count as zero."""
+    return constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
+
+
+def digest(arrays: dict[str, np.ndarray], prefix: bytes = b"") -> bytes:
+    """SHA-256 over a prefix and names, shapes and little-endian contents of arrays in their order, 32 bytes."""
+    sha = hashlib.sha256(prefix)
+    for name, array in arrays.items():
+        sha.update(f"{name}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return sha.digest()
 
 
 def cumulative(weights: np.ndarray) -> np.ndarray:

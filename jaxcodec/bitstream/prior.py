@@ -14,7 +14,6 @@ are decoded side by side: each product then serves all of them.
 
 import decimal
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,12 +63,8 @@ class PriorModel:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """SHA-256 over names, shapes and little-endian contents, 32 bytes."""
-        sha = hashlib.sha256(b"prior 1")
-        for name, array in self.weights.items():
-            sha.update(f"{name}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array, "<f2").tobytes())
-        return sha.digest()
+        """SHA-256 over names, shapes and contents, 32 bytes."""
+        return entropy.digest(self.weights, b"prior 1")
 
     def __eq__(self, other):
         return isinstance(other, PriorModel) and self.digest == other.digest
@@ -130,9 +125,8 @@ class PriorModel:
 
     def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
         """Codes (num_codebooks, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` of one, side by side."""
-        order = np.argsort(
-            -np.asarray(sizes), kind="stable"
-        )  # the longest first: those at work are always the first ones
+        # The longest first: those at work are always the first ones.
+        order = np.argsort(-np.asarray(sizes), kind="stable")
         lengths = np.asarray(sizes)[order]
         decoders = [_Decoder(blocks[index]) for index in order]
         codes = np.zeros((len(order), max(lengths, default=0), num_codebooks), np.int32)
@@ -180,8 +174,9 @@ class PriorModel:
         steps_before = _before(steps.steps), _before(_before(steps.steps))
         hidden = self._envelope_hidden(self._heard(before[0]), levels_before, state.envelope)
         envelope = np.zeros((num_frames, layout.NUM_BANDS, 2 * layout.MAX_CHANGE + 1))
+        changes = _changes(frames.levels)
         for number, bands in enumerate(_band_groups()):
-            envelope[:, bands] = self._envelope_rows(hidden, _changes(frames.levels), number)
+            envelope[:, bands] = self._envelope_rows(hidden, changes, number)
         context = self._context(before, steps_before, steps, frames.levels, levels_before, state.trunk)
         logits = (self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS)))
         rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
@@ -191,22 +186,26 @@ class PriorModel:
 
     @functools.cached_property
     def _float64(self):
+        """The weights by name; what is added to activations, or becomes them, in their unit."""
         arrays = {name: array.astype(np.float64) for name, array in self.weights.items()}
-        rank = layout.BAND_ORDER
-        arrays["mix"] *= (rank[:, None] < rank[None])[:, :, None]
-        return arrays
+        in_units = (name for name in arrays if name.split("/")[-1] in ("bias", "scale"))
+        return arrays | {name: UNIT * arrays[name] for name in in_units}
+
+    @functools.cached_property
+    def _band_weights(self):
+        """Of each group of bands: mix (N, n * BAND_WIDTH), kernel (n, BAND_WIDTH, K), bias (n, K)."""
+        mix, kernel, bias = (self._float64[name] for name in ("mix", "kernel", "bias"))
+        mix = mix * layout.EARLIER[:, :, None]
+        return [(mix[:, g].reshape(layout.NUM_BANDS, -1), kernel[g], bias[g]) for g in _band_groups()]
 
     @property
     def _blocks(self):
         """Width and number of the convolutions of both trunks."""
-        return {name: (self.weights[f"{name}_norm/scale"].shape[0], depth) for name, depth in self._trunks.items()}
-
-    @property
-    def _trunks(self):
-        return {"trunk": self.depth, "envelope": 2}
+        depths = {"trunk": self.depth, "envelope": layout.ENVELOPE_DEPTH}
+        return {name: (len(self.weights[f"{name}_norm/scale"]), depth) for name, depth in depths.items()}
 
     def _dense(self, name, x):
-        return _rounded(x @ self._float64[f"{name}/kernel"] + UNIT * self._float64[f"{name}/bias"])
+        return _rounded(x @ self._float64[f"{name}/kernel"] + self._float64[f"{name}/bias"])
 
     def _norm(self, name, x):
         """Layer normalization: sums are exact, then one operation after the other."""
@@ -214,7 +213,7 @@ class PriorModel:
         total = x.sum(-1, keepdims=True)
         spread = size * (x * x).sum(-1, keepdims=True) - total * total
         normal = (size * x - total) / np.sqrt(spread + size * size * 1e-6 * UNIT * UNIT)
-        return _rounded(normal * (UNIT * self._float64[f"{name}/scale"]) + UNIT * self._float64[f"{name}/bias"])
+        return _rounded(normal * self._float64[f"{name}/scale"] + self._float64[f"{name}/bias"])
 
     def _trunk(self, name, x, memory):
         """A trunk on rows (L * T, C), L lanes that remember in `memory` (D, L, KERNEL_SIZE - 1, C)."""
@@ -233,8 +232,8 @@ class PriorModel:
 
     def _heard(self, magnitudes):
         """Mean compressed magnitude of each band."""
-        member = layout.bands(self.num_bins).astype(np.float64)
-        return np.rint(_compress(magnitudes) @ member / member.sum(0))
+        member, sizes = _members(self.num_bins)
+        return np.rint(_compress(magnitudes) @ member / sizes)
 
     def _envelope_hidden(self, heard, levels_before, memory):
         """What the envelope's bands know of the frames before, (rows, N, 32)."""
@@ -245,11 +244,10 @@ class PriorModel:
     def _envelope_rows(self, hidden, changes, number):
         """Frequencies less one (rows, n, 2 * MAX_CHANGE + 1) of the changes of a group of bands, given earlier ones."""
         bands = _band_groups()[number]
+        mix, kernel, bias = self._band_weights[number]
         seen = _rounded(changes * UNIT / 5)
-        mix = self._float64["mix"][:, bands].reshape(layout.NUM_BANDS, -1)
         h = _gelu(_rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
-        kernel, bias = self._float64["kernel"][bands], self._float64["bias"][bands]
-        logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + UNIT * bias)
+        logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + bias)
         depth = np.minimum(logits.max(-1, keepdims=True) - logits, len(_exponentials()) - 1)
         edges = entropy.cumulative(_exponentials()[depth.astype(np.intp)])
         return np.ascontiguousarray(np.diff(edges).astype(np.float64) - 1)
@@ -282,8 +280,8 @@ class PriorModel:
 
     def _rows(self, logits):
         """Frequencies less one (rows, G, ESCAPE + 1) of magnitudes, and which tail each has beyond."""
-        present = _steps_of(logits[..., 0], LOGIT_STEP, MAX_LOGIT)
-        two, more = (_steps_of(logits[..., i], TAIL_STEP, MAX_TAIL) for i in (1, 2))
+        present = _grid_index(logits[..., 0], LOGIT_STEP, MAX_LOGIT)
+        two, more = (_grid_index(logits[..., i], TAIL_STEP, MAX_TAIL) for i in (1, 2))
         rows = np.empty((*present.shape, ESCAPE + 1))
         np.multiply(_tails()[two, more], _presence()[present][..., None], out=rows[..., 1:])
         np.floor(rows[..., 1:], out=rows[..., 1:])
@@ -409,7 +407,7 @@ class _Encoder:
             self.coder.encode(signs.astype(np.int32), self.stream.model.Uniform(2))
 
     def finish(self):
-        return self.coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        return entropy.compressed(self.coder)
 
 
 class _Decoder:
@@ -417,8 +415,7 @@ class _Decoder:
 
     def __init__(self, data):
         self.stream = entropy.constriction()
-        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-        self.coder = self.stream.queue.RangeDecoder(words)
+        self.coder = entropy.range_decoder(data)
         self.family = self.stream.model.Categorical(perfect=False)
         self.problem: entropy.DamagedCodes | None = None
 
@@ -533,7 +530,7 @@ def _clip_step(difference):
     return (np.clip(difference, -limit, limit) + limit).astype(np.intp)
 
 
-def _steps_of(logits, step, most):
+def _grid_index(logits, step, most):
     """Index of a logit in its table."""
     limit = round(most / step)
     return (np.clip(np.rint(logits / (UNIT * step)), -limit, limit) + limit).astype(np.intp)
@@ -543,6 +540,13 @@ def _steps_of(logits, step, most):
 
 _CONTEXT = decimal.Context(prec=40)
 _GELU_RANGE = 8 * UNIT
+
+
+@functools.cache
+def _members(num_bins):
+    """Membership (F, N) of coefficients to bands, and how many each has (N,)."""
+    member = layout.bands(num_bins).astype(np.float64)
+    return member, member.sum(0)
 
 
 @functools.cache
@@ -593,29 +597,27 @@ def _presence():
 @functools.cache
 def _tails():
     """Shares (two, more, ESCAPE) of the magnitudes from 1 to ESCAPE of what is not zero."""
-    two, more = _logistic(TAIL_STEP, MAX_TAIL)[:, None], _logistic(TAIL_STEP, MAX_TAIL)[None]
-    shares = np.empty((two.size, more.size, ESCAPE))
-    left = two * np.ones_like(more)
-    shares[..., 0] = 1 - left
-    for magnitude in range(2, ESCAPE):
-        shares[..., magnitude - 1] = left * (1 - more)
-        left = left * more
-    shares[..., -1] = left
-    return shares
+    two, more = np.meshgrid(*2 * [_logistic(TAIL_STEP, MAX_TAIL)], indexing="ij")
+    return np.concatenate([1 - two[..., None], _shares(two, more, ESCAPE - 1)], axis=-1)
 
 
 @functools.cache
 def _geometric():
     """Frequencies less one (more, ESCAPE + 1) of how far a magnitude goes beyond an escape."""
     more = _logistic(TAIL_STEP, MAX_TAIL)
-    shares, left = np.empty((more.size, ESCAPE + 1)), np.ones_like(more)
-    for count in range(ESCAPE):
-        shares[:, count] = left * (1 - more)
-        left = left * more
-    shares[:, -1] = left
-    rows = np.floor(shares * (TOTAL - ESCAPE - 1))
+    rows = np.floor(_shares(np.ones_like(more), more, ESCAPE + 1) * (TOTAL - ESCAPE - 1))
     rows[:, 0] += TOTAL - ESCAPE - 1 - rows.sum(-1)
     return rows
+
+
+def _shares(left, more, count):
+    """Shares (..., count) of `left` (...): of each rest what does not go on with probability `more`, and the last rest."""
+    shares = np.empty((*left.shape, count))
+    for place in range(count - 1):
+        shares[..., place] = left * (1 - more)
+        left = left * more
+    shares[..., -1] = left
+    return shares
 
 
 @functools.cache
@@ -630,7 +632,7 @@ def _band_groups():
 
 def _shapes(num_bins, width, depth):
     """Shapes of all weights by name."""
-    bands, size, alphabet = layout.NUM_BANDS, 32, 2 * layout.MAX_CHANGE + 1
+    bands, size, alphabet = layout.NUM_BANDS, layout.BAND_WIDTH, 2 * layout.MAX_CHANGE + 1
 
     def dense(name, inputs, outputs):
         return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
@@ -639,7 +641,8 @@ def _shapes(num_bins, width, depth):
         return {f"{name}/scale": (channels,), f"{name}/bias": (channels,)}
 
     shapes = {"mix": (bands, bands, size), "kernel": (bands, size, alphabet), "bias": (bands, alphabet)}
-    trunks = ("trunk", width, depth, 3 * num_bins + 2 * bands), ("envelope", width // 2, 2, 2 * bands)
+    envelope = "envelope", width // 2, layout.ENVELOPE_DEPTH, 2 * bands
+    trunks = ("trunk", width, depth, 3 * num_bins + 2 * bands), envelope
     for trunk, channels, blocks, inputs in trunks:
         shapes |= dense(f"{trunk}_input", inputs, channels) | norm(f"{trunk}_norm", channels)
         for block in (f"{trunk}_block_{number}" for number in range(blocks)):
@@ -648,16 +651,16 @@ def _shapes(num_bins, width, depth):
                 f"{block}/layer_scale": (channels,),
             }
             shapes |= norm(f"{block}/LayerNorm_0", channels)
-            shapes |= dense(f"{block}/Dense_0", channels, 3 * channels) | dense(
-                f"{block}/Dense_1", 3 * channels, channels
-            )
+            inside = layout.EXPANSION * channels
+            shapes |= dense(f"{block}/Dense_0", channels, inside) | dense(f"{block}/Dense_1", inside, channels)
     shapes |= dense("hidden", width // 2, bands * size)
     for number, group in enumerate(layout.passes(num_bins)):
         if number:
             shapes |= dense(f"seen_{number}", num_bins, width)
         shapes |= dense(f"up_{number}", width, 2 * width) | dense(f"down_{number}", 2 * width, width)
         shapes |= norm(f"norm_{number}", width) | dense(f"far_{number}", width, 3 * len(group))
-        shapes |= dense(f"near_{number}", 4 + len(layout.NEIGHBORS[number]), 16) | dense(f"beside_{number}", 16, 3)
+        shapes |= dense(f"near_{number}", 4 + len(layout.NEIGHBORS[number]), layout.NEAR_WIDTH)
+        shapes |= dense(f"beside_{number}", layout.NEAR_WIDTH, 3)
     return shapes
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 import functools
-import math
 
 from jaxcodec import quantizers
 from jaxcodec.cli.jobs import UsageError
+from jaxcodec.quantizers import KBPS
 
 
 def _typed(parse):
@@ -30,18 +30,6 @@ SHARED = {
 }
 BY_RATE = dict(help=MODEL + "files, tokens with --codebooks")
 BY_FILE = dict(help=MODEL + "the bundled one that made the file")
-
-
-def kilobits(text: str) -> float:
-    """Kilobits a second."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise ValueError(f"{text} is not a rate, expected a number above 0")
-    return value
-
-
-KBPS = quantizers.Knob(
-    "kbps", "kbps", "of the whole file at most: the finest quality for that", kilobits, "at {:g} kbit/s"
-)
 
 
 def add_output(parser, help="file or folder to write, - for stdout"):

@@ -113,9 +113,5 @@ def _round_trips(codec, clips, rates, code_counts, failures):
 
 def at_kbps(codec: inference.TrainedCodec, clip: np.ndarray, target: AtKbps) -> tuple[Any, np.ndarray, int]:
     """The rate of a clip's finest file of at most `target.kbps`, what comes out of that file, and its bytes."""
-
-    def attempt(rate):
-        return files.pack(codec, inference.encode(codec, clip, rate), len(clip))
-
-    rate, data = files.at_kbps(codec, attempt, target.kbps, len(clip) / codec.sample_rate, target.rate)
+    rate, data = files.search(codec, clip, target.kbps, target.rate)
     return rate, files.decompress(codec, data).clip(-1.0, 1.0), len(data)

@@ -58,13 +58,18 @@ def compress(
     if kbps is not None and codec.knob.argument in named:
         raise ValueError(f"kbps and {codec.knob.argument} both set the rate: give one of them.")
     rate = codec.check_rate(rate, named)
+    if kbps is not None:
+        return search(codec, audio, kbps, rate, entropy=entropy)[1]
+    return pack(codec, functions.encode(codec, audio, rate), len(audio), entropy=entropy)
+
+
+def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool = True) -> tuple[Any, bytes]:
+    """The rate that `compress` finds for `kbps`, and what it gives."""
 
     def attempt(rate):
-        return pack(codec, functions.encode(codec, audio, rate), len(audio), entropy=entropy)
+        return compress(codec, audio, rate, entropy=entropy)
 
-    if kbps is None:
-        return attempt(rate)
-    return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)[1]
+    return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)
 
 
 def decompress(codec: TrainedCodec, data: bytes) -> np.ndarray:
@@ -214,7 +219,7 @@ def encode_files(codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=Non
         pieces = functions.encode_blocks(codec, _measured(blocks, lengths), rate)
         return np.concatenate([piece.astype(_dtype(codec)) for piece in pieces], axis=1), sum(lengths)
 
-    for key, codes, num_samples, error in _encode_each(codec, files, rate, encode_long):
+    for key, codes, num_samples, error in _each(codec, files, rate, lambda codes, _: codes, encode_long):
         codes = np.zeros((0, 0), _dtype(codec)) if error else np.asarray(codes, _dtype(codec))
         yield Encoded(key, codes, num_samples, error)
 
@@ -244,11 +249,12 @@ def compress_files(
             packer.add(piece)
         return packer.finish(sum(lengths)), sum(lengths)
 
+    def compress_short(codes, num_samples):
+        return pack(codec, codes, num_samples, entropy=entropy)
+
     if kbps is None:
-        for key, result, num_samples, error in _encode_each(codec, files, rate, compress_long):
-            packed = isinstance(result, bytes)
-            data = b"" if error else result if packed else pack(codec, result, num_samples, entropy=entropy)
-            yield Compressed(key, data, num_samples, error)
+        for key, data, num_samples, error in _each(codec, files, rate, compress_short, compress_long):
+            yield Compressed(key, b"" if error else data, num_samples, error)
         return
     for key, source in files:
         try:
@@ -292,14 +298,18 @@ def _repeatable(source, sample_rate):
         yield replay
 
 
-def _encode_each(codec, files, rate, encode_long):
-    """(key, codes or what `encode_long` makes of blocks of a long recording, samples, error)."""
+def _each(codec, files, rate, of_codes, of_blocks):
+    """(key, result, samples, error) of each recording.
+
+    The result is what `of_codes` makes of the codes and samples of a short one, or `of_blocks`, with the samples, of the
+    blocks of a long one.
+    """
     clips: list[tuple[Any, np.ndarray]] = []
 
     def encode_clips():
         codes = functions.encode(codec, [clip for _, clip in clips], rate) if clips else []
         for (key, clip), code in zip(clips, codes, strict=True):
-            yield key, np.asarray(code), len(clip), None
+            yield key, of_codes(np.asarray(code), len(clip)), len(clip), None
         clips.clear()
 
     for key, source in files:
@@ -308,7 +318,7 @@ def _encode_each(codec, files, rate, encode_long):
             head = list(itertools.islice(blocks, _BATCH_BLOCKS + 1))
             if len(head) > _BATCH_BLOCKS:
                 yield from encode_clips()
-                yield key, *encode_long(itertools.chain(head, blocks)), None
+                yield key, *of_blocks(itertools.chain(head, blocks)), None
                 continue
         except ValueError as error:
             yield key, None, 0, error
@@ -374,10 +384,7 @@ def _unpack_pieces(codec, header, data, errors, note):
     noted = {error.block for error in known}
 
     def pieces():
-        step = _PIECE_BLOCKS * header.block_frames
-        for start in range(0, max(header.num_frames, 1), step):
-            stop = min(start + step, header.num_frames)
-            content = bitstream.unpack(data, codec.entropy, start_frame=start, stop_frame=stop, errors="report")
+        for content in bitstream.unpack_pieces(data, codec.entropy, num_blocks=_PIECE_BLOCKS):
             for first, last in content.damaged:
                 if (block := first // header.block_frames) not in noted:
                     note(bitstream.DamagedBlock(block, first, last, "it cannot be decoded"))

@@ -66,8 +66,7 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     params = flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
     params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
     if kind := module.quantizer.prior_kind:  # the coder follows from the weights
-        weights = flax.traverse_util.flatten_dict(params["quantizer"]["prior"], sep="/")
-        entropy_model = entropy.from_arrays(kind, {name: np.asarray(array) for name, array in weights.items()})
+        entropy_model = entropy.from_arrays(kind, module.quantizer.prior_arrays(params["quantizer"]))
     return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
 
 

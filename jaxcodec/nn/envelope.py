@@ -10,31 +10,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcodec.quantizers.layout import (
-    FLOOR_DB as FLOOR_DB,
-    LEVEL as LEVEL,
-    LEVEL_DB as LEVEL_DB,
-    NUM_BANDS as NUM_BANDS,
-    TILT as TILT,
-    bands as bands,
-    interpolation as interpolation,
-)
+from jaxcodec.quantizers import layout
 
 
 def levels(spectrum: jax.Array) -> jax.Array:
     """The envelope of a spectrum (B, T, F), whole numbers in float32 (B, T, N)."""
-    member = bands(spectrum.shape[-1])
+    member = layout.bands(spectrum.shape[-1])
     power = jnp.matmul(spectrum**2, member / member.sum(0), precision=lax.Precision.HIGHEST)
-    return jnp.round(jnp.maximum(10 * jnp.log10(power + 1e-10), FLOOR_DB) / LEVEL_DB)
+    return jnp.round(jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB) / layout.LEVEL_DB)
 
 
 def decibels(envelope: jax.Array, num_bins: int) -> jax.Array:
     """The envelope (B, T, N) at every coefficient, (B, T, F) in dB."""
-    return jnp.matmul(envelope * LEVEL_DB, interpolation(num_bins), precision=lax.Precision.HIGHEST)
+    return jnp.matmul(envelope * layout.LEVEL_DB, layout.interpolation(num_bins), precision=lax.Precision.HIGHEST)
 
 
 def step_decibels(envelope: jax.Array, quality: jax.Array, shaping: jax.Array, num_bins: int) -> jax.Array:
     """Steps in dB (B, T, F), from the envelope (B, T, N), the step that silence would have in dB and the shaping, (B, T)."""
     fine = decibels(envelope, num_bins)
     level = jnp.mean(fine, axis=-1, keepdims=True)
-    return shaping[..., None] * (TILT * (fine - level) + LEVEL * level) + quality[..., None]
+    return shaping[..., None] * (layout.TILT * (fine - level) + layout.LEVEL * level) + quality[..., None]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcodec.nn import envelope, layers, spectral
+from jaxcodec.quantizers import layout
 
 
 class Network(Protocol):
@@ -202,7 +203,7 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
     @nn.compact
     def __call__(self, latents, mask, num_samples):
         mask, num_bins = mask[..., None], self.hop_length
-        levels = latents[..., num_bins : num_bins + envelope.NUM_BANDS]
+        levels = latents[..., num_bins : num_bins + layout.NUM_BANDS]
         quality, shaping = latents[..., -2], latents[..., -1]
         decibels = envelope.step_decibels(levels, quality, shaping, num_bins)
         steps = 10 ** (decibels / 20)
@@ -314,9 +315,8 @@ def _transform(model, output_scale):
     )
     if not 0 <= section.lookahead < section.kernel_size:
         raise ValueError(f"model.transform.lookahead is {section.lookahead}, expected 0 to kernel_size - 1.")
-    extra = envelope.NUM_BANDS + 2
-    if model.latent_dim != section.hop_length + extra:
-        raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {extra}.")
+    if model.latent_dim != section.hop_length + layout.EXTRA:
+        raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {layout.EXTRA}.")
     shared = dict(width=model.width, dtype=jnp.dtype(model.dtype))
     shared |= {name: section[name] for name in ("depth", "kernel_size", "expansion", "lookahead")}
     synthesis = TransformSynthesis(section.hop_length, causal=True, identity=True, latent_gain=output_scale, **shared)

@@ -6,6 +6,7 @@ entry of `KINDS`. Nothing here imports JAX: the command line reads the knobs bef
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,21 @@ def positive(text: str) -> int:
     return value
 
 
+def kilobits(text: str) -> float:
+    """Kilobits a second."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(f"{text} is not a rate, expected a number above 0")
+    return value
+
+
+# Of kinds whose first knob has a search, in its place.
+KBPS = Knob(
+    name="kbps",
+    argument="kbps",
+    help="of the whole file at most: the finest quality for that",
+    parse=kilobits,
+    label="at {:g} kbit/s",
+)
 KINDS = {
     "rvq": Kind(
         "jaxcodec.quantizers.rvq",
@@ -78,7 +94,7 @@ KINDS = {
             argument="shape",
             help="0: least squared error, 1: noise that follows the speech, best to the ear; default 0.75",
             parse=float,
-            label="{}",
+            label="shape {:g}",
         ),
     ),
 }

@@ -39,9 +39,7 @@ class Quantizer(nn.Module):
 
     collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
     penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
-    prior_kind: ClassVar[str] = (
-        ""  # kind of `bitstream.ProbabilityModel` that its parameters "prior" are, if they are one
-    )
+    prior_kind: ClassVar[str] = ""  # of the probability model that is among its parameters, a key of `entropy.MODELS`
     bypass: ClassVar[bool] = True  # a decoder can be given the latents themselves, to see what quantization costs
 
     def __call__(self, latents, rates=None, frame_mask=None) -> Quantized:
@@ -89,6 +87,10 @@ class Quantizer(nn.Module):
 
     def num_rows(self, rate) -> int:
         """Codes a frame, Q."""
+        raise NotImplementedError
+
+    def prior_arrays(self, params) -> dict[str, Any]:
+        """Of a kind with a `prior_kind`: what that model is made from, by name, out of the quantizer's parameters."""
         raise NotImplementedError
 
     # Its rate.

@@ -26,7 +26,11 @@ START_LEVEL = -12  # of every band before the first frame
 MAX_CHANGE = 12  # levels from frame to frame; the ends of the alphabet stand for all beyond
 BAND_ORDER = np.array([2, 3, 1, 3, 2, 0, 3, 2, 1, 3, 2])  # a band sees those of a lower number
 NEIGHBORS = (), (2, 6), (1, 3)  # distances at which a pass finds what earlier ones coded
+EARLIER = BAND_ORDER[:, None] < BAND_ORDER[None]  # (N, N) whether a band is seen by another
 KERNEL_SIZE = 5  # frames
+EXPANSION = 3  # of the blocks of its trunks
+ENVELOPE_DEPTH = 2  # blocks of the trunk of the envelope, which is half as wide
+BAND_WIDTH, NEAR_WIDTH = 32, 16  # hidden units of a band, and of what lies beside a coefficient
 MAX_STEP_DB = 60  # a larger change of the step is not told
 
 
@@ -45,11 +49,13 @@ def interpolation(num_bins: int) -> np.ndarray:
     return np.stack([np.interp(np.arange(num_bins), centers, unit) for unit in np.eye(NUM_BANDS)]).astype(np.float32)
 
 
+@functools.cache
 def passes(num_bins: int) -> tuple[np.ndarray, ...]:
     """The coefficients of each pass: every fourth, those half-way between, the odd ones."""
     return np.arange(0, num_bins, 4), np.arange(2, num_bins, 4), np.arange(1, num_bins, 2)
 
 
+@functools.cache
 def known(number: int, num_bins: int) -> np.ndarray:
     """Which coefficients (F,) are known before a pass."""
     return np.isin(np.arange(num_bins), np.concatenate([np.zeros(0), *passes(num_bins)[:number]]))

@@ -12,6 +12,7 @@ fourth, those half-way between, the odd ones. Its cross-entropy is the penalty "
 import math
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +99,9 @@ class ScalarQuantizer(interface.Quantizer):
         bits += jnp.sum(envelope_bits(changes, levels), axis=-1)
         return {"rate": interface.Penalty(bits[None], frame_mask.astype(jnp.float32))}
 
+    def prior_arrays(self, params):
+        return flax.traverse_util.flatten_dict(params["prior"], sep="/")
+
     def num_rows(self, rate):
         return self.num_bins + EXTRA
 
@@ -122,7 +126,7 @@ class ScalarQuantizer(interface.Quantizer):
         power = jnp.sum(batch["audio"] ** 2, axis=1) / jnp.maximum(batch["length"], 1)
         level = 10 * jnp.log10(power + 1e-8)
         shaping = jnp.where(draws[:, 0] < 0.55, 1.0, jnp.where(draws[:, 0] < 0.72, draws[:, 1], 0.0))
-        suits = (1 - envelope.LEVEL * shaping) * level - 10 * (1 - shaping)
+        suits = (1 - layout.LEVEL * shaping) * level - 10 * (1 - shaping)
         return suits + low + (high - low) * jnp.mean(draws[:, 2:], axis=1), shaping
 
 
@@ -164,7 +168,9 @@ class Prior(nn.Module):
     def _trunk(self, name, width, depth, inputs, mask):
         x = nn.Dense(width, name=f"{name}_input")(jnp.concatenate(inputs, axis=-1))
         for number in range(depth):
-            x = layers.ConvNeXtBlock(layout.KERNEL_SIZE, 3, causal=True, name=f"{name}_block_{number}")(x, mask)
+            x = layers.ConvNeXtBlock(layout.KERNEL_SIZE, layout.EXPANSION, causal=True, name=f"{name}_block_{number}")(
+                x, mask
+            )
         return nn.LayerNorm(name=f"{name}_norm")(x)
 
     def _group_logits(self, number, h, seen, near):
@@ -176,19 +182,18 @@ class Prior(nn.Module):
         h += nn.Dense(self.width, name=f"down_{number}")(nn.gelu(up))
         small = nn.initializers.normal(0.01)
         far = nn.Dense(3 * size, kernel_init=small, name=f"far_{number}")(nn.LayerNorm(name=f"norm_{number}")(h))
-        hidden = nn.gelu(nn.Dense(16, name=f"near_{number}")(near))
+        hidden = nn.gelu(nn.Dense(layout.NEAR_WIDTH, name=f"near_{number}")(near))
         return far.reshape(*far.shape[:-1], size, 3) + nn.Dense(3, name=f"beside_{number}")(hidden)
 
     def _envelope_logits(self, heard, levels, mask):
         """From what was heard in the frame before (B, T, F) and levels (B, T, N), of which no band sees itself."""
-        num_bands, size = levels.shape[-1], 32
-        member = envelope.bands(heard.shape[-1])
+        num_bands, size = levels.shape[-1], layout.BAND_WIDTH
+        member = layout.bands(heard.shape[-1])
         before = _before(levels - START_LEVEL)
         inputs = [before / 5, heard @ (member / member.sum(0))]
-        trunk = self._trunk("envelope", self.width // 2, 2, inputs, mask)
+        trunk = self._trunk("envelope", self.width // 2, layout.ENVELOPE_DEPTH, inputs, mask)
         change = (levels - START_LEVEL - before) / 5
-        rank = layout.BAND_ORDER
-        earlier = (rank[:, None] < rank[None]).astype(np.float32)[:, :, None]
+        earlier = layout.EARLIER.astype(np.float32)[:, :, None]
         mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
         h = nn.Dense(num_bands * size, name="hidden")(trunk).reshape(*trunk.shape[:-1], num_bands, size)
         h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change, mix))

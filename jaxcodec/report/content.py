@@ -129,12 +129,12 @@ def setting_of(codec: inference.TrainedCodec, rate) -> str:
     """What the page calls a rate of the codec; a second knob is named where it is not as it is by default."""
     knob, second = quantizers.kind_of(codec.config.model)[1:]
     if isinstance(rate, evaluation.AtKbps):
-        label, rate = f"at {rate.kbps:g} kbit/s", codec.check_rate(rate.rate)
+        label, rate = quantizers.KBPS.label.format(rate.kbps), codec.check_rate(rate.rate)
     else:
         label = knob.label.format(rate)
     if second is None or rate[1] == codec.check_rate(None)[1]:
         return label
-    return f"{label}, {second.name} {rate[1]:g}"
+    return f"{label}, {second.label.format(rate[1])}"
 
 
 def _opus_rates(ours):

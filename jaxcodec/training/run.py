@@ -9,7 +9,6 @@ import sys
 import time
 
 import flax.jax_utils
-import flax.traverse_util
 import jax
 import numpy as np
 from absl import logging
@@ -203,8 +202,7 @@ class Run:
         if not (kind := self.model.quantizer.prior_kind):
             return {}
         params, quantizer = first_replica((params, quantizer))
-        weights = flax.traverse_util.flatten_dict(params["quantizer"]["prior"], sep="/")
-        coder = entropy.from_arrays(kind, weights)
+        coder = entropy.from_arrays(kind, self.model.quantizer.prior_arrays(params["quantizer"]))
         bits, num_bytes, seconds = 0.0, 0, 0.0
         for _, padded, lengths in self.examples():
             output = self.decode_example(self.model.collections(params, quantizer), padded, lengths)

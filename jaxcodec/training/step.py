@@ -130,7 +130,7 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
         band_exponent=loss.band_exponent,
         steps=output.quantized.steps,
     )
-    if relative and config.fixes.loss_clamping and loss.error_weighting != "steps":
+    if relative and config.fixes.loss_clamping:
         mse = losses.bounded(mse, loss.clip_bound)
     dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
     perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
