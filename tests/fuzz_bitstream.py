@@ -67,6 +67,9 @@ class Sparse:
         return codes.reshape(num_codebooks, num_frames)
 
 
+PRESET = dict(kind="scalar", hop_length=320, least_code=-(2**15), block_frames=250)  # with 333 codes of 16 bits
+
+
 def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
     """Codes (Q, T) that mostly repeat themselves and the codebook above: something to compress."""
     codes = rng.integers(0, codebook_size, (num_codebooks, num_frames))
@@ -86,7 +89,7 @@ def prior_weights(num_bins=64, width=16, depth=1, seed=0):
     arrays = {}
     for name, shape in sorted(prior._shapes(num_bins, width, depth).items()):
         fan_in = shape[-2] if len(shape) > 1 else 16
-        values = rng.integers(-256, 257, shape) / 256
+        values = rng.integers(-1024, 1025, shape) / 1024  # all the digits that float16 has
         scale = name.endswith(("scale", "layer_scale"))
         arrays[name] = (values * 2.0 ** -round(np.log2(fan_in) / 2) + scale).astype(np.float16)
     return arrays
@@ -133,6 +136,7 @@ def good_files(seed=0):
         codes = scalar_codes(num_frames)
         fields = dict(kind="scalar", least_code=-(2**15), block_frames=block_frames)
         files.append(Good(pack(codes, 2**16, learned, **fields), codes, learned))
+    files.append(Good(pack(codes := scalar_codes(60, 320), 2**16, Sparse(), **PRESET), codes, Sparse()))
     return files
 
 
@@ -149,12 +153,11 @@ def assemble(head, fields, entries, payloads):
 def take_apart(data):
     """The arguments of `assemble`."""
     layout = container._parse(data)
-    fields = list(container._fields(layout.header).values())
     entries = [2 * block.size + block.coded for block in layout.blocks]
     payloads = [data[block.offset : block.offset + block.size] for block in layout.blocks]
     header = layout.header
-    start = 14 + (header.version > 1) * (1 + len(header.kind)) + 4 * (header.entropy_digest is not None)
-    return data[:start], [abs(field) for field in fields], entries, payloads
+    start = 14 + {1: 0, 2: 1 + len(header.kind), 3: 1}[header.version] + 4 * (header.entropy_digest is not None)
+    return data[:start], list(container._numbers(header).values()), entries, payloads
 
 
 def flip_bits(random, data, _):
@@ -251,18 +254,21 @@ def edit_payload(random, data, other):
 
 def ask_for_much(random, data, _):
     """A file whose fields agree with each other and promise far more than the data holds."""
-    head, fields, entries, payloads = take_apart(data)
-    names = list(container._LIMITS)
-    fields[names.index("hop_length")] = random.choice([1, 160])
-    fields[names.index("num_samples")] = random.choice([10**4, 10**6, 10**9, 2**40, 2**48])
-    fields[names.index("extra_frames")] = 0
-    fields[names.index("num_codebooks")] = random.choice([4, 256])
-    fields[names.index("block_frames")] = 65535
-    fields[names.index("codebook_size")] = random.choice([fields[names.index("codebook_size")], 65536])
-    num_blocks = -(-fields[names.index("num_samples")] // fields[names.index("hop_length")] // 65535)
+    head, _, _, payloads = take_apart(data)
+    fields = container._numbers(container._parse(data).header)
+    much = {
+        "hop_length": random.choice([1, 160]),
+        "num_samples": random.choice([10**4, 10**6, 10**9, 2**40, 2**48]),
+        "extra_frames": 0,
+        "num_codebooks": random.choice([4, 256]),
+        "block_frames": 65535,
+        "codebook_size": random.choice([fields.get("codebook_size"), 65536]),
+    }
+    fields |= {name: value for name, value in much.items() if name in fields}  # a preset says the others
+    num_blocks = -(-much["num_samples"] // much["hop_length"] // 65535)
     size = random.choice([10**5, 2 * 10**6, 65535 * 256 * 2, 2**50])
     entries = [2 * size + random.randrange(2) for _ in range(min(num_blocks, 2000))]
-    return assemble(head, fields, entries, payloads)
+    return assemble(head, fields.values(), entries, payloads)
 
 
 BLIND = [flip_bits, set_bytes, insert, delete, cut, swap_blocks, splice, garbage]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jaxcodec.bitstream import container, entropy
+from jaxcodec.bitstream import container, entropy, prior
 from tests import fuzz_bitstream
 from tests.fuzz_bitstream import Sparse, assemble, markov_codes, pack, take_apart
 
@@ -213,8 +213,11 @@ def test_other_files_other_versions_and_other_codings_are_refused_by_name(codes)
     for start in (b"RIFF", b"fLaC", b""):
         with pytest.raises(container.NotABitstream, match="89 4a 58 43"):
             container.unpack(start and start + bytes(data[4:]))
-    data[4] = 3
-    with pytest.raises(container.UnsupportedVersion, match="version 3, this reader knows versions 1 and 2: update"):
+    data[4] = 4
+    with pytest.raises(container.UnsupportedVersion, match="version 4, this reader knows versions 1 to 3: update"):
+        container.read_header(bytes(data))
+    data[4:7] = 3, 0, len(container.PRESETS)
+    with pytest.raises(container.UnsupportedVersion, match="preset 1, this reader knows 1: update"):
         container.read_header(bytes(data))
     data[4:6] = 1, 7
     with pytest.raises(container.UnsupportedVersion, match="coding 7"):
@@ -373,11 +376,15 @@ def golden_sparse():
     return np.where(golden_codes(64) > 0, golden_codes(64) - 4, 0) * (np.arange(64) % 9 == 0)
 
 
+def golden_prior():
+    return prior.PriorModel(fuzz_bitstream.prior_weights(num_bins=320, width=8))
+
+
 def golden_files():
     """Name, codes and arguments of the files in tests/golden, each exactly what `pack` makes of them.
 
     A changed byte is a changed format: add to VERSIONS, keep the old files readable, add new ones here. To write a file
-    anew: `(GOLDEN / name).write_bytes(pack(codes, 8, **arguments))`.
+    anew: `(GOLDEN / name).write_bytes(pack(codes, **{"codebook_size": 8} | arguments))`.
     """
     return {
         "fixed.jxc": (golden_codes(21), dict(num_samples=3200)),
@@ -386,6 +393,10 @@ def golden_files():
         "empty.jxc": (golden_codes(0), dict(num_samples=0)),
         "signed.jxc": (golden_codes(21) - 3, dict(num_samples=3200, kind="toy", least_code=-3)),
         "sparse.jxc": (golden_sparse(), dict(num_samples=64 * 160, kind="toy", least_code=-4, model=Sparse())),
+        "scalar.jxc": (
+            fuzz_bitstream.scalar_codes(40, 320),
+            dict(num_samples=12479, codebook_size=2**16, model=golden_prior()) | fuzz_bitstream.PRESET,
+        ),
     }
 
 
@@ -393,7 +404,7 @@ def golden_files():
 def test_golden_files_are_written_byte_for_byte_and_read_back(name):
     codes, arguments = golden_files()[name]
     golden = (GOLDEN / name).read_bytes()
-    assert pack(codes, 8, **arguments) == golden
+    assert pack(codes, **{"codebook_size": 8} | arguments) == golden
     unpacked = container.unpack(golden, arguments.get("model"))
     np.testing.assert_array_equal(unpacked.codes, codes)
     assert unpacked.header.num_samples == arguments["num_samples"]
@@ -403,7 +414,21 @@ def test_golden_files_cover_both_codings():
     coded = {name: [b.coded for b in container._parse((GOLDEN / name).read_bytes()).blocks] for name in golden_files()}
     assert coded["fixed.jxc"] == [False] and coded["coded.jxc"] == [True] and coded["empty.jxc"] == []
     assert coded["blocks.jxc"] == [True, False, True, True]
-    assert coded["signed.jxc"] == [False] and coded["sparse.jxc"] == [True]
+    assert coded["signed.jxc"] == [False] and coded["sparse.jxc"] == coded["scalar.jxc"] == [True]
+
+
+def test_version_3_says_by_a_number_what_version_2_spells_out():
+    codes, model = fuzz_bitstream.scalar_codes(40, 320), Sparse()
+    short = pack(codes, 2**16, model, **fuzz_bitstream.PRESET)
+    spelled = pack(codes, 2**16, model, **fuzz_bitstream.PRESET | dict(block_frames=251))
+    assert (short[4], spelled[4]) == (3, 2) and len(spelled) - len(short) == len("6scalar") + 2 + 2 + 2 + 3 + 2 + 3 - 1
+    headers = [container.read_header(data) for data in (short, spelled)]
+    assert headers[0] == dataclasses.replace(headers[1], version=3, block_frames=250)
+    for data in (short, spelled):
+        np.testing.assert_array_equal(container.unpack(data, model).codes, codes)
+    smaller = container.truncate(short, 8, model)  # what the number says does not hold for it
+    assert smaller[4] == 2
+    np.testing.assert_array_equal(container.unpack(smaller, model).codes, codes[:8])
 
 
 def test_version_2_names_its_kind_and_takes_signed_and_sparse_codes():

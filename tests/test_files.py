@@ -183,16 +183,17 @@ class Pipe(io.BytesIO):
 
 
 def test_the_codes_of_a_long_recording_are_never_held_whole(codec, recording, long_file, monkeypatch):
-    sizes, add, unpack = [], bitstream.Packer.add, bitstream.unpack
+    sizes, add, unpack_pieces = [], bitstream.Packer.add, bitstream.unpack_pieces
     monkeypatch.setattr(
         bitstream.Packer, "add", lambda self, codes: (sizes.append(codes.shape[1]), add(self, codes))[1]
     )
 
-    def unpack_part(*arguments, start_frame, stop_frame, **options):
-        sizes.append(stop_frame - start_frame)
-        return unpack(*arguments, start_frame=start_frame, stop_frame=stop_frame, **options)
+    def measured(*arguments, **options):
+        for content in unpack_pieces(*arguments, **options):
+            sizes.append(content.codes.shape[1])
+            yield content
 
-    monkeypatch.setattr(bitstream, "unpack", unpack_part)
+    monkeypatch.setattr(bitstream, "unpack_pieces", measured)
     monkeypatch.setattr(files, "_PIECE_BLOCKS", 2)
     frames = codec.num_frames(len(recording[1]))
     (made,) = files.compress_files(codec, [("long", recording[0])], (0, None))

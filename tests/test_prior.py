@@ -1,5 +1,6 @@
 """The prior as files use it: exact numbers, the same probabilities everywhere, and codes that come back."""
 
+import fractions
 import os
 import pathlib
 import subprocess
@@ -107,6 +108,9 @@ def test_sums_are_exact_whatever_their_order():
     order = rng.permutation(192)
     for product in (x @ kernel, x[:, order] @ kernel[order], sum(x[:, i : i + 1] * kernel[i] for i in order)):
         assert np.all((product * 2**24).astype(np.int64).astype(object) == exact)
+    bias = (coder._float64["up_1/bias"] * 2**24).astype(np.int64).astype(object)
+    whole = np.vectorize(lambda n: round(fractions.Fraction(n, 2**24)), otypes=[float])(exact + bias)
+    np.testing.assert_array_equal(coder._dense("up_1", x), whole.clip(-prior.LIMIT, prior.LIMIT))
     size, total = 192, x.astype(np.int64).sum(-1)
     normal = (size * x[0] - float(total[0])) / np.sqrt(
         float(size * int((x[0].astype(np.int64) ** 2).sum()) - int(total[0]) ** 2) + size * size * 1e-6 * prior.UNIT**2

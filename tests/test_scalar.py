@@ -78,16 +78,39 @@ def test_bands_part_the_coefficients_and_interpolation_keeps_a_constant(num_bins
     np.testing.assert_allclose(layout.interpolation(num_bins).sum(0), 1, rtol=1e-6)
 
 
-def test_the_envelope_is_the_power_of_each_band_in_levels_of_4_db():
-    flat = np.full((1, 1, 320), 0.1, np.float32)
-    np.testing.assert_array_equal(envelope.levels(flat)[0, 0], -5)  # -20 dB
-    np.testing.assert_array_equal(envelope.levels(0 * flat)[0, 0], -23)
-    louder = flat * np.where(np.arange(320) < 8, 10, 1)
-    np.testing.assert_array_equal(envelope.levels(louder)[0, 0], [0, *[-5] * 10])
+def told(latents):
+    return np.ones(latents.shape[:2], bool)
+
+
+def test_the_envelope_is_the_power_of_each_band_in_levels_of_8_db():
+    flat = np.full((1, 1, 320), 10**-0.8, np.float32)  # -16 dB
+    np.testing.assert_array_equal(envelope.levels(flat, told(flat))[0, 0], -2)
+    np.testing.assert_array_equal(envelope.levels(0 * flat, told(flat))[0, 0], -12)
+    np.testing.assert_array_equal(envelope.levels(flat, ~told(flat))[0, 0], layout.START_LEVEL)
+    louder = flat * np.where(np.arange(320) < 8, 10**0.8, 1)
+    np.testing.assert_array_equal(envelope.levels(louder, told(louder))[0, 0], [0, *[-2] * 10])
+
+
+def test_a_band_stays_where_it_was_while_it_is_off_by_three_quarters_of_a_level():
+    exact = np.array([-2, -2.7, -2.8, -2.3, -2.2, -9, -8.3])
+    frames = np.broadcast_to(10 ** (exact * layout.LEVEL_DB / 20), (1, F, 7)).swapaxes(1, 2).astype(np.float32)
+    levels = envelope.levels(frames, told(frames))
+    np.testing.assert_array_equal(levels[0, :, 4], [-2, -2, -3, -3, -2, -9, -9])
+    np.testing.assert_array_equal(levels, np.broadcast_to(levels[..., :1], levels.shape))
+
+
+def test_a_level_follows_from_its_frame_and_two_before():
+    frames = 10 ** np.random.default_rng(0).uniform(-2, -1, (1, 200, F)).cumsum(1).clip(-3, 0).astype(np.float32)
+    frames *= 10 ** (0.4 * np.random.default_rng(1).standard_normal((1, 200, 1)).astype(np.float32))
+    whole = np.asarray(envelope.levels(frames, told(frames)))
+    for count in (1, layout.HOLDS):
+        parts = np.stack([frames[0, t - count : t + 1] for t in range(3, 200)])
+        last = envelope.levels(parts, told(parts))[:, -1]
+        assert np.array_equal(last, whole[0, 3:]) == (count == layout.HOLDS)
 
 
 def test_without_shaping_all_steps_are_one_and_with_it_they_follow_the_speech():
-    levels = envelope.levels(spectrum()[..., :F])
+    levels = envelope.levels(spectrum()[..., :F], told(spectrum()))
     quality = np.full((2, 9), -20.0)
     np.testing.assert_array_equal(envelope.step_decibels(levels, quality, 0 * quality, F), -20)
     shaped = envelope.step_decibels(levels, quality, np.ones((2, 9)), F)
@@ -102,7 +125,7 @@ def test_codes_are_the_cheapest_of_those_near_and_what_comes_back_is_codes_times
     np.testing.assert_array_equal(quantized.codes[:, 0], -30 / scalar.QUALITY_DB)
     np.testing.assert_array_equal(quantized.codes[:, 1], shaping * scalar.SHAPINGS)
     levels = np.moveaxis(quantized.codes[:, 2:EXTRA], 1, 2).astype(np.float32)
-    expected = envelope.levels(latents[..., :F]) if shaping else np.full_like(levels, layout.START_LEVEL)
+    expected = envelope.levels(latents[..., :F], told(latents) & (shaping > 0))
     np.testing.assert_array_equal(levels, expected)
     steps = np.asarray(10 ** (envelope.step_decibels(levels, np.full((2, 9), -30.0), np.full((2, 9), shaping), F) / 20))
     scaled = np.abs(latents[..., :F]) / steps
@@ -119,8 +142,8 @@ def test_codes_are_the_cheapest_of_those_near_and_what_comes_back_is_codes_times
     np.testing.assert_array_equal(quantized.latents[..., F:-2], levels)
 
 
-def test_speech_20_db_quieter_has_the_same_codes_at_a_quality_8_db_lower():
-    loud, quiet = quantize(spectrum(0.2), -16.0), quantize(spectrum(0.02), -24.0)
+def test_speech_40_db_quieter_has_the_same_codes_at_a_quality_16_db_lower():
+    loud, quiet = quantize(spectrum(0.2), -16.0), quantize(spectrum(0.002), -32.0)
     np.testing.assert_array_equal(loud.codes[:, EXTRA:], quiet.codes[:, EXTRA:])
     np.testing.assert_array_equal(loud.codes[:, 2:EXTRA], quiet.codes[:, 2:EXTRA] + 5)
 
@@ -197,6 +220,24 @@ def test_rate_and_distance_fall_in_training_and_no_parameter_is_dead():
         assert np.any(old != new), jax.tree_util.keystr(path)
 
 
+def test_perceptual_terms_weigh_as_much_as_each_clips_shaping_says():
+    model, state, batch = bench()
+    shaping = jnp.array([0.0, 0.5, 0.0, 1.0])
+    rates = jnp.full(4, -20.0), shaping
+    output = model.apply(model.collections(state.params, state.quantizer), batch["audio"], batch["length"], rates)
+    np.testing.assert_array_equal(output.quantized.hearing, shaping)
+
+    def terms(hearing):
+        heard = output.replace(quantized=output.quantized.replace(hearing=jnp.asarray(hearing)))
+        return training.loss_terms(heard, batch["length"], small_config())
+
+    deaf, half, whole = (terms(np.full(4, share, np.float32)) for share in (0, 0.5, 1))
+    for name in ("perceptual", "loudness"):
+        assert whole[name] > 0 == deaf[name]
+        np.testing.assert_allclose(half[name], whole[name] / 2, rtol=1e-6)
+    assert deaf["mse"] == whole["mse"] > 0
+
+
 def test_evaluation_says_bits_at_every_rate_and_a_finer_step_costs_more():
     model, state, batch = bench()
     sums = jax.jit(functools.partial(training.eval_step, model=model, config=small_config()))(
@@ -249,6 +290,34 @@ np.savez(sys.argv[1] + "/codes.npz", *[jaxcodec.encode(codec, clips[name], -20.0
         data = jaxcodec.pack(trained, alone[index], len(clips[index]))
         np.testing.assert_array_equal(jaxcodec.unpack(trained, data).codes, alone[index])
     assert np.abs(alone[0][EXTRA:]).max() > 2
+
+
+def test_frames_that_do_not_exist_reach_no_code():
+    quantizer, rng, latents = scalar.ScalarQuantizer(F, 16, 2), np.random.default_rng(0), spectrum()
+    rates = jnp.full(2, -24.0), jnp.ones(2)
+    params = quantizer.init(jax.random.key(0), latents, rates)
+    params = jax.tree.map(lambda x: x + 0.4 * rng.standard_normal(x.shape).astype(np.float32), params)
+    padded = np.pad(latents, ((0, 0), (5, 0), (0, 0)))
+    mask = np.broadcast_to(np.arange(padded.shape[1]) >= 5, padded.shape[:2])
+    alone = quantizer.apply(params, latents, rates).codes
+    np.testing.assert_array_equal(quantizer.apply(params, padded, rates, mask).codes[:, :, 5:], alone)
+    assert np.any(quantizer.apply(params, padded, rates).codes[:, :, 5:] != alone)
+
+
+def test_codes_follow_from_their_frame_and_the_context_before_it():
+    quantizer, rng = scalar.ScalarQuantizer(F, 8, 1), np.random.default_rng(0)
+    latents = (spectrum(frames=600)[:1] * 10 ** rng.normal(0, 0.4, (1, 600, 1))).astype(np.float32)
+    params = quantizer.init(jax.random.key(0), latents, (jnp.full(1, -24.0), jnp.ones(1)))
+    params = jax.tree.map(lambda x: x + rng.standard_normal(x.shape).astype(np.float32), params)
+
+    def codes(latents):
+        return quantizer.apply(params, latents, (jnp.full(len(latents), -24.0), jnp.ones(len(latents)))).codes
+
+    whole = np.moveaxis(codes(latents)[0], 1, 0)
+    for count in (quantizer.context, quantizer.context - 1):
+        windows = np.stack([latents[0, t - count : t + 1] for t in range(count, 600)])
+        differ = np.any(codes(windows)[..., -1] != whole[count:], axis=1)
+        assert np.any(differ) == (count < quantizer.context)
 
 
 def test_windows_of_a_long_clip_see_as_far_back_as_its_codes_do(trained):

@@ -56,6 +56,20 @@ def test_rates_stand_in_their_order():
     assert line.split() == ["codebooks", "1", "8", "16", "unquantized"]
 
 
+def test_with_a_prior_the_report_says_bits_what_8_kbit_per_second_have_and_what_bytes_came_to():
+    rated = make_sums(seconds=2.0, bits_1=2 * 4000.0, bits_2=2 * 12000.0)
+    summary = summaries.summarize_pass(rated, 2) | {"kbps_coded": 5.01, "kbps_entropy": 5.0}
+    assert (summary["kbps_1"], summary["kbps_2"], summary["snr_8kbps"]) == (4.0, 12.0, 4.0)
+    report = summaries.format_report(0, 1, 1, 1.0, summary, TRAIN, SHARES, "quality").splitlines()
+    assert report[2].split() == ["kbit/s", "4.00", "12.00"]
+    assert report[4:6] == [
+        "  SNR at 8 kbit/s 4.00 dB",
+        "  examples coded in 5.010 kbit/s, +0.20 % from their entropy of 5.000 kbit/s",
+    ]
+    above = summaries.summarize_pass(make_sums(seconds=2.0, bits_1=2 * 9000.0, bits_2=2 * 12000.0), 2)
+    assert "snr_8kbps" not in above  # nothing is said beyond the rates that were measured
+
+
 @pytest.mark.parametrize(
     ("changes", "scale", "finding"),
     [

@@ -16,6 +16,7 @@ import train as driver
 from configs import tiny
 from jaxcodec import audio, codec, data
 from jaxcodec.training import checkpoint, run
+from tests import test_scalar
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +65,18 @@ def trained(recordings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", lambda self, state, snr: save(self, state, next(snrs)))
         return config, run.train(config)
+
+
+def test_a_run_with_a_prior_counts_its_real_bytes_and_keeps_the_least_loss(recordings, tmp_path, monkeypatch, capsys):
+    config, made = test_scalar.small_config().copy_and_resolve_references().unlock(), make_config(recordings, tmp_path)
+    config.update({"data": made.data, "checkpoint_dir": str(tmp_path), "num_examples": 2})
+    config.batch_size, config.eval_batch_size, config.steps_per_epoch, config.num_epochs = 8, 8, 2, 1
+    scores = []
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, state, score: scores.append(score))
+    summary = run.train(config)
+    assert scores == [-summary["loss"]] and summary["loss"] > 0
+    assert 0.98 < summary["kbps_coded"] / summary["kbps_entropy"] < 1.02
+    assert f"examples coded in {summary['kbps_coded']:.3f} kbit/s" in capsys.readouterr().out
 
 
 def command(*arguments):

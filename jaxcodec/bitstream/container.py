@@ -6,7 +6,8 @@ frames can be read alone and a damaged block leaves the rest intact. A block is 
 where that is smaller, entropy coded.
 
 Codes are (Q, T): Q codes a frame, T frames, K values from a least one on. Version 1 is for codebooks, values in [0, K);
-version 2 names the kind of quantizer and takes signed codes and sparse ones. Nothing here knows what a code sounds like.
+version 2 names the kind of quantizer and takes signed codes and sparse ones; version 3 has a number for what most files of
+version 2 say alike, which matters where a file has a few hundred bytes. Nothing here knows what a code sounds like.
 """
 
 import dataclasses
@@ -49,11 +50,21 @@ class _Version(NamedTuple):
     max_codes_per_byte: int
 
 
-VERSIONS = {
-    1: _Version(_LIMITS, (FIXED_WIDTH, entropy.EntropyModel.coding), 64),
-    2: _Version(_LIMITS | {"num_codebooks": (1, 4096), "least_code": (-(2**15), 0)}, tuple(range(256)), 1024),
-}
+_SIGNED = _Version(_LIMITS | {"num_codebooks": (1, 4096), "least_code": (-(2**15), 0)}, tuple(range(256)), 1024)
+VERSIONS = {1: _Version(_LIMITS, (FIXED_WIDTH, entropy.EntropyModel.coding), 64), 2: _SIGNED, 3: _SIGNED}
 MAX_CODES_PER_BYTE = VERSIONS[1].max_codes_per_byte
+# What a file of version 3 says by a number, the place in this list. Never changed, only added to.
+PRESETS: tuple[dict, ...] = (
+    {
+        "kind": "scalar",
+        "sample_rate": 16000,
+        "hop_length": 320,
+        "num_codebooks": 333,
+        "codebook_size": 65536,
+        "block_frames": 250,
+        "least_code": -32768,
+    },
+)
 
 
 class BitstreamError(ValueError):
@@ -178,7 +189,7 @@ class _Layout(NamedTuple):
 def pack(codes: np.ndarray, *, num_samples: int, **fields) -> bytes:
     """Codes (Q, T) of a clip of `num_samples` samples as the bytes of a `.jxc` file; `fields` are those of `Packer`.
 
-    Codes of the kind "rvq" from 0 on make a file of version 1, others one of version 2.
+    Codes of the kind "rvq" from 0 on make a file of version 1, others one of version 2 or 3.
     With an entropy model each block takes the smaller of both codings, and the file is never larger than without one.
     Raises `ValueError` for codes outside [least_code, least_code + codebook_size), a field outside its range, T not within
     16 frames of ceil(num_samples / hop_length), or an entropy model for other codes.
@@ -216,7 +227,7 @@ class Packer:
         if len(fingerprint) != 8:
             raise ValueError(f"the fingerprint must have 8 bytes, got {len(fingerprint)}.")
         header = Header(
-            version=1 if (kind, least_code) == (CODEBOOKS, 0) else 2,
+            version=2,
             fingerprint=bytes(fingerprint),
             entropy_digest=None,
             sample_rate=int(sample_rate),
@@ -229,11 +240,12 @@ class Packer:
             kind=kind,
             least_code=int(least_code),
         )
-        if problem := _problem(header.version, _fields(header)):
-            raise ValueError(f"cannot write {problem}.")
         self._begin(header, entropy_model)
 
     def _begin(self, header, entropy_model):
+        header = dataclasses.replace(header, version=_version(header))
+        if problem := _problem(header):
+            raise ValueError(f"cannot write {problem}.")
         self._header, self._model = header, entropy_model
         if entropy_model and not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
             raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
@@ -283,7 +295,7 @@ class Packer:
     def finish(self, num_samples: int) -> bytes:
         """The file of a clip of `num_samples` samples."""
         header = dataclasses.replace(self._header, num_samples=int(num_samples), num_frames=self._num_frames)
-        if problem := _problem(header.version, _fields(header)):
+        if problem := _problem(header):
             raise ValueError(f"cannot write {problem}.")
         if self._pending.shape[1]:
             self._code(self._pending)
@@ -395,25 +407,40 @@ def _check_whole(data, layout, num_frames, errors):
         raise TruncatedBitstream(f"the header announces {end} bytes, there are {len(data)}")
 
 
-def _fields(header: Header) -> dict[str, int]:
-    """The header's numbers in the order of the file."""
-    return {name: getattr(header, name) for name in VERSIONS[header.version].limits}
+def _version(header: Header) -> int:
+    """The version whose file of such codes is the shortest."""
+    if (header.kind, header.least_code) == (CODEBOOKS, 0):
+        return 1
+    return 3 if _presets(header) else 2
 
 
-def _problem(version: int, fields: dict[str, int]) -> str | None:
-    for name, (least, most) in VERSIONS[version].limits.items():
-        if not least <= fields[name] <= most:
-            return f"{name} = {fields[name]}, expected {least} to {most}"
+def _presets(header: Header) -> list[int]:
+    """The numbers of presets that are true of a header."""
+    fields = dataclasses.asdict(header).items()
+    return [number for number, preset in enumerate(PRESETS) if preset.items() <= fields]
+
+
+def _problem(header: Header) -> str | None:
+    for name, (least, most) in VERSIONS[header.version].limits.items():
+        if not least <= (value := getattr(header, name)) <= most:
+            return f"{name} = {value}, expected {least} to {most}"
     return None
+
+
+def _numbers(header: Header) -> dict[str, int]:
+    """The numbers of a header that no preset says, in the order of the file; least_code, never above 0, without its sign."""
+    known = PRESETS[_presets(header)[0]] if header.version == 3 else {}
+    return {name: abs(getattr(header, name)) for name in VERSIONS[header.version].limits if name not in known}
 
 
 def _assemble(header: Header, payloads: list[tuple[bytes, bool]]) -> bytes:
     head = bytearray([*MAGIC, header.version, header.coding])
-    if header.version > 1:
+    if header.version == 2:
         head += _varint(len(header.kind)) + header.kind.encode()
+    elif header.version == 3:
+        head += _varint(_presets(header)[0])
     head += header.fingerprint + (header.entropy_digest or b"")
-    numbers = [abs(value) for value in _fields(header).values()]  # the only one below zero, least_code, is never above
-    numbers += [2 * len(payload) + coded for payload, coded in payloads]
+    numbers = [*_numbers(header).values(), *(2 * len(payload) + coded for payload, coded in payloads)]
     head += b"".join(map(_varint, numbers))
     header_crc = zlib.crc32(head)
     parts = [bytes(head), header_crc.to_bytes(4, "little")]
@@ -446,20 +473,27 @@ def _parse(data: bytes) -> _Layout:
 def _read_fields(reader) -> Header:
     version = reader.take(1)[0]
     if version not in VERSIONS:
-        raise UnsupportedVersion(f".jxc version {version}, this reader knows versions 1 and 2: update jaxcodec")
+        raise UnsupportedVersion(f".jxc version {version}, this reader knows versions 1 to 3: update jaxcodec")
     coding = reader.take(1)[0]
     if coding not in VERSIONS[version].codings:
         raise UnsupportedVersion(f".jxc coding {coding}, this version of the format has none such: update jaxcodec")
-    kind = reader.text(MAX_KIND_BYTES) if version > 1 else CODEBOOKS
+    known = {"kind": CODEBOOKS}
+    if version == 2:
+        known = {"kind": reader.text(MAX_KIND_BYTES)}
+    elif version == 3:
+        if (number := reader.varint()) >= len(PRESETS):
+            raise UnsupportedVersion(f".jxc preset {number}, this reader knows {len(PRESETS)}: update jaxcodec")
+        known = PRESETS[number]
     fingerprint = reader.take(8)
     digest = None if coding == FIXED_WIDTH else reader.take(DIGEST_BYTES)
-    fields = {name: reader.varint() for name in VERSIONS[version].limits}
-    if version > 1:
+    fields = {name: reader.varint() for name in VERSIONS[version].limits if name not in known}
+    if "least_code" in fields:
         fields["least_code"] *= -1
-    if problem := _problem(version, fields):
+    num_frames = -(-fields["num_samples"] // max(1, (known | fields)["hop_length"])) + fields.pop("extra_frames")
+    header = Header(version, fingerprint, digest, num_frames=num_frames, coding=coding, **known | fields)
+    if problem := _problem(header):
         raise DamagedHeader(f"the header says {problem}")
-    num_frames = -(-fields["num_samples"] // fields["hop_length"]) + fields.pop("extra_frames")
-    return Header(version, fingerprint, digest, num_frames=num_frames, coding=coding, kind=kind, **fields)
+    return header
 
 
 class _Reader:

@@ -237,7 +237,7 @@ class PriorModel:
 
     def _envelope_hidden(self, heard, levels_before, memory):
         """What the envelope's bands know of the frames before, (rows, N, 32)."""
-        before = _rounded((levels_before - layout.START_LEVEL) * UNIT / 5)
+        before = _rounded((levels_before - layout.START_LEVEL) * UNIT * layout.LEVEL_DB / 20)
         trunk = self._trunk("envelope", np.concatenate([before, heard], axis=1), memory)
         return self._dense("hidden", trunk).reshape(len(trunk), layout.NUM_BANDS, -1)
 
@@ -245,7 +245,7 @@ class PriorModel:
         """Frequencies less one (rows, n, 2 * MAX_CHANGE + 1) of the changes of a group of bands, given earlier ones."""
         bands = _band_groups()[number]
         mix, kernel, bias = self._band_weights[number]
-        seen = _rounded(changes * UNIT / 5)
+        seen = _rounded(changes * UNIT * layout.LEVEL_DB / 20)
         h = _gelu(_rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
         logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + bias)
         depth = np.minimum(logits.max(-1, keepdims=True) - logits, len(_exponentials()) - 1)
@@ -259,7 +259,7 @@ class PriorModel:
             for before, then in zip(magnitudes, steps_before, strict=True)
         )
         expected = np.rint((steps.envelope - 2 * steps.steps) * 0.8)  # in units of 1/16 dB, to 1 / UNIT of 20 dB
-        shapes = [_rounded((x - layout.START_LEVEL) * UNIT / 5) for x in (levels, levels_before)]
+        shapes = [_rounded((x - layout.START_LEVEL) * UNIT * layout.LEVEL_DB / 20) for x in (levels, levels_before)]
         trunk = self._trunk("trunk", np.concatenate([past, older, expected, *shapes], axis=1), memory)
         return trunk, np.stack([expected, past, older, _beside(past, 1)], axis=-1)
 
@@ -382,7 +382,7 @@ class _Encoder:
             if stays:
                 return
         for value in head:
-            self.plain(value + layout.MAX_CODE + 1, 2**16)
+            self.number(2 * value if value >= 0 else -2 * value - 1)
 
     def changes(self, changes, rows):
         limit = layout.MAX_CHANGE
@@ -440,7 +440,8 @@ class _Decoder:
     def head(self, before):
         if before is not None and not self.symbols(_stay_row())[0]:
             return before
-        return np.array([self.plain(2**16) - layout.MAX_CODE - 1 for _ in range(2)], np.float64)
+        numbers = (self.number() for _ in range(2))
+        return np.array([-(number + 1) // 2 if number % 2 else number // 2 for number in numbers], np.float64)
 
     def changes(self, rows):
         limit = layout.MAX_CHANGE
@@ -551,9 +552,10 @@ def _members(num_bins):
 
 @functools.cache
 def _interpolation(num_bins):
-    """Weights (N, F) in 1/64, so that a level of 4 dB has 64/16: the envelope in 1/16 dB."""
-    weights = np.floor(layout.interpolation(num_bins) * 64 + 0.5).astype(np.float64)
-    weights[weights.argmax(0), np.arange(num_bins)] += 64 - weights.sum(0)
+    """Weights (N, F) of levels, the envelope in 1/16 dB."""
+    level = 16 * layout.LEVEL_DB
+    weights = np.floor(layout.interpolation(num_bins) * level + 0.5).astype(np.float64)
+    weights[weights.argmax(0), np.arange(num_bins)] += level - weights.sum(0)
     return weights
 
 

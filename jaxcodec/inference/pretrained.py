@@ -29,7 +29,7 @@ def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCod
     Args:
       path: "files", the bundled codec for compression at any rate; "tokens", the bundled one with codebooks, for language
         models and the default; a safetensors file, or the checkpoint directory of a run of train.py, local or `gs://`.
-      best: of a run, the best snapshot by validation SNR, or else the latest.
+      best: of a run, the best snapshot by validation SNR, or loss where bits are a term of it; or else the latest.
 
     Raises:
       ValueError: there is no codec at `path`, or it cannot be read.

@@ -13,11 +13,21 @@ from jax import lax
 from jaxcodec.quantizers import layout
 
 
-def levels(spectrum: jax.Array) -> jax.Array:
-    """The envelope of a spectrum (B, T, F), whole numbers in float32 (B, T, N)."""
+def levels(spectrum: jax.Array, told: jax.Array) -> jax.Array:
+    """The envelope of a spectrum (B, T, F), whole numbers in float32 (B, T, N); the start's where it is not `told` (B, T).
+
+    A band stays where it was as long as it is off by `HOLD` levels at most: the bits of changes that nobody hears. The
+    frame before is taken as it would be if that rule had begun `HOLDS` frames ago, so that a frame needs no more than these.
+    """
     member = layout.bands(spectrum.shape[-1])
     power = jnp.matmul(spectrum**2, member / member.sum(0), precision=lax.Precision.HIGHEST)
-    return jnp.round(jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB) / layout.LEVEL_DB)
+    exact = jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB) / layout.LEVEL_DB
+    rounded = held = jnp.where(told[..., None], jnp.round(exact), layout.START_LEVEL)
+    for _ in range(layout.HOLDS):
+        before = jnp.pad(held, ((0, 0), (1, 0), (0, 0)), constant_values=layout.START_LEVEL)[:, :-1]
+        stays = told[..., None] & (jnp.abs(exact - before) <= layout.HOLD)
+        held = jnp.where(stays, before, rounded)
+    return held
 
 
 def decibels(envelope: jax.Array, num_bins: int) -> jax.Array:

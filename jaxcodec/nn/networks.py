@@ -209,7 +209,7 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
         steps = 10 ** (decibels / 20)
         coefficients = latents[..., :num_bins]
         expected = (envelope.decibels(levels, num_bins) - decibels) / 20
-        inputs = jnp.arcsinh(coefficients / steps), expected, levels / 5, decibels[..., ::32] / 20
+        inputs = jnp.arcsinh(coefficients / steps), expected, levels * (layout.LEVEL_DB / 20), decibels[..., ::32] / 20
         offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_bins)
         spectrum = (coefficients + offsets * steps) / self.latent_gain
         return spectral.imdct(spectrum * mask, num_samples)

@@ -17,12 +17,13 @@ MAX_CODE = 2**15 - 1
 EDGES = (0, 0.025, 0.05, 0.075, 0.1125, 0.15, 0.2, 0.2625, 0.35, 0.475, 0.65, 1)
 NUM_BANDS = len(EDGES) - 1
 EXTRA = NUM_BANDS + 2  # codes beyond the coefficients
-LEVEL_DB, FLOOR_DB = 4.0, -92.0
+LEVEL_DB, FLOOR_DB = 8.0, -96.0
+HOLD, HOLDS = 0.75, 2  # levels that a band may be off before it changes, and frames back that this is looked at
 TILT, LEVEL = 0.3, 0.6  # shares of the envelope that a step follows: within a frame, and from frame to frame
 
 # The prior. It sees the frames before, and what was coded of the same frame: the bands of the envelope in an order of their
 # own, then the coefficients in three passes.
-START_LEVEL = -12  # of every band before the first frame
+START_LEVEL = -6  # of every band before the first frame
 MAX_CHANGE = 12  # levels from frame to frame; the ends of the alphabet stand for all beyond
 BAND_ORDER = np.array([2, 3, 1, 3, 2, 0, 3, 2, 1, 3, 2])  # a band sees those of a lower number
 NEIGHBORS = (), (2, 6), (1, 3)  # distances at which a pass finds what earlier ones coded

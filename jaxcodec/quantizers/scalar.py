@@ -52,8 +52,8 @@ class ScalarQuantizer(interface.Quantizer):
             frame_mask = jnp.ones(latents.shape[:2], bool)
         quality, shaping = (jnp.broadcast_to(jnp.asarray(rate)[:, None], latents.shape[:2]) for rate in rates)
         quality, shaping = jnp.round(quality / QUALITY_DB), jnp.round(shaping * SHAPINGS)
-        # Without shaping no step depends on the envelope: it is not told.
-        levels = jnp.where(shaping[..., None] > 0, envelope.levels(spectrum), START_LEVEL)
+        # Without shaping no step depends on the envelope: it is not told. Before the first frame it is as in files.
+        levels = envelope.levels(spectrum, (shaping > 0) & frame_mask)
         decibels = self._decibels(levels, quality, shaping)
         steps = 10 ** (decibels / 20)
         scaled = spectrum / steps
@@ -79,7 +79,7 @@ class ScalarQuantizer(interface.Quantizer):
 
     @property
     def context(self):
-        return self.depth * (layout.KERNEL_SIZE - 1) + 2
+        return self.depth * (layout.KERNEL_SIZE - 1) + 2 + layout.HOLDS
 
     def decode(self, codes):
         quality, shaping, levels, rounded = _parts(codes)
@@ -145,7 +145,7 @@ class Prior(nn.Module):
         num_bins = magnitudes.shape[-1]
         past, older = self._past(magnitudes, steps)
         expected = (envelope.decibels(levels, num_bins) - steps) / 20
-        shape = (levels - START_LEVEL) / 5  # of about one
+        shape = (levels - START_LEVEL) * (layout.LEVEL_DB / 20)  # of about one
         trunk = self._trunk("trunk", self.width, self.depth, [past, older, expected, shape, _before(shape)], mask)
         logits, heard = [], compress(magnitudes)
         for number, group in enumerate(layout.passes(num_bins)):
@@ -190,9 +190,9 @@ class Prior(nn.Module):
         num_bands, size = levels.shape[-1], layout.BAND_WIDTH
         member = layout.bands(heard.shape[-1])
         before = _before(levels - START_LEVEL)
-        inputs = [before / 5, heard @ (member / member.sum(0))]
+        inputs = [before * (layout.LEVEL_DB / 20), heard @ (member / member.sum(0))]
         trunk = self._trunk("envelope", self.width // 2, layout.ENVELOPE_DEPTH, inputs, mask)
-        change = (levels - START_LEVEL - before) / 5
+        change = (levels - START_LEVEL - before) * (layout.LEVEL_DB / 20)
         earlier = layout.EARLIER.astype(np.float32)[:, :, None]
         mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
         h = nn.Dense(num_bands * size, name="hidden")(trunk).reshape(*trunk.shape[:-1], num_bands, size)

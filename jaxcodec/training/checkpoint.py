@@ -58,13 +58,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def save(self, state: TrainState, snr: float) -> None:
-        """Writes an unreplicated state in the background; `snr` in dB ranks it."""
+    def save(self, state: TrainState, score: float) -> None:
+        """Writes an unreplicated state in the background; `score`, SNR in dB or what stands for it, ranks it."""
         state = jax.tree.map(np.asarray, state)
         self._manager.save(
             int(state.step),
             args=self._items(state, ocp.args.StandardSave, config=ocp.args.JsonSave(self._config)),
-            metrics={"snr": float(snr)},
+            metrics={"snr": float(score)},  # the name in snapshots
         )
 
     def restore(self, template: TrainState) -> TrainState | None:
