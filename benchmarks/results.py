@@ -76,14 +76,15 @@ def measure(output, earlier):
     """Writes everything that is measured, and what `earlier` results have of other systems and recipes than the files'."""
     epochs, points, versions, kept = {}, {}, {}, {}
     for results in earlier:
-        rates = results.get("rate_distortion", results)
+        rates, since = results.get("rate_distortion", results), results.get("kept", {})
         versions |= rates["versions"]
         for path, epoch in results.get("first_epoch", {}).items():
             if path != FILES_RECIPE:
-                epochs[path], kept[path] = epoch, results["date"]
+                epochs[path], kept[path] = epoch, since.get(path, results["date"])
         for system, group in _by_system(rates["points"]).items():
             if (system := {"jaxcodec": rate_distortion.TOKENS}.get(system, system)) not in rate_distortion.SHAPES:
-                points[system], kept[system] = [point | dict(system=system) for point in group], rates["date"][:10]
+                points[system] = [point | dict(system=system) for point in group]
+                kept[system] = since.get(system, rates["date"][:10])
     results = dict(
         date=datetime.date.today().isoformat(),
         command="python benchmarks/results.py",

@@ -313,6 +313,8 @@ def test_info_without_arguments_describes_both_bundled_models(run, codec, scalar
         ("files", scalar_codec.fingerprint.hex(), pretrained.BUNDLED["files"], "scalar"),
         ("tokens", codec.fingerprint.hex(), pretrained.BUNDLED["tokens"], "rvq"),
     ]
+    counts = [(d.get("codes_per_frame"), d.get("num_codebooks")) for d in json.loads(out)]
+    assert counts == [(scalar_codec.num_codebooks, None), (None, codec.num_codebooks)]
     assert run("info", "tokens")[1] == run("info")[1].split("\n\n")[1]
 
 

@@ -63,6 +63,20 @@ def test_the_pages_show_the_results_as_they_were_measured(measured, name):
     assert results.insert(page, results.PAGES[name](measured)) == page
 
 
+def test_what_is_kept_twice_keeps_the_date_of_its_measurement(invented, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "first_epoch", lambda config: {})
+    monkeypatch.setattr(results, "measure_rates", lambda kept, versions: dict(points=sorted(kept)))
+    results.measure(tmp_path / "results.json", [invented])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["kept"].pop("configs/seed.py") == "2025-12-31"
+    assert written["kept"] == {"configs/telugu.py": "2026-01-01"} | dict.fromkeys(
+        ("jaxcodec tokens", "MDCT transform coder"), "2026-01-01"
+    )
+    invented["kept"]["jaxcodec tokens"] = "2025-12-30"
+    results.measure(tmp_path / "results.json", [invented])
+    assert json.loads((tmp_path / "results.json").read_text())["kept"]["jaxcodec tokens"] == "2025-12-30"
+
+
 def test_the_tables_say_what_they_were_measured_with(measured):
     tables = results.render(measured)
     rates = measured["rate_distortion"]

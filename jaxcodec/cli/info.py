@@ -50,8 +50,7 @@ def _describe(name):
         frame_rate=header.sample_rate / header.hop_length,
         num_frames=header.num_frames,
         quantizer=header.kind,
-        num_codebooks=header.num_codebooks,
-        codebook_size=header.codebook_size,
+        **_codes(header.num_codebooks, header.codebook_size, header.bits_per_second),
         entropy_coded=header.entropy_digest is not None,
         version=header.version,
         model=header.fingerprint.hex(),
@@ -74,13 +73,19 @@ def _describe_model(name):
         sample_rate=codec.sample_rate,
         frame_rate=codec.frame_rate,
         quantizer=codec.config.model.quantizer,
-        num_codebooks=codec.num_codebooks,
-        codebook_size=codec.codebook_size,
+        **_codes(codec.num_codebooks, codec.codebook_size, codec.bits_per_second),
         causal=codec.causal,
         latency_seconds=codec.latency,
         entropy_coder=codec.entropy is not None,
         parameters=sum(array.size for array in jax.tree.leaves(codec.params)),
     )
+
+
+def _codes(number, size, bits_per_second):
+    """What a frame has: codebooks, or codes of which entropy coding alone says what they cost."""
+    if bits_per_second is None:
+        return dict(codes_per_frame=number)
+    return dict(num_codebooks=number, codebook_size=size)
 
 
 def _format_description(description):
