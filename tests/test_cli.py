@@ -310,8 +310,8 @@ def test_info_without_arguments_describes_both_bundled_models(run, codec, scalar
     code, out, _ = run("info", "--json")
     assert code == 0
     assert [(d["bundled"], d["model"], d["file"], d["quantizer"]) for d in json.loads(out)] == [
-        ("files", scalar_codec.fingerprint.hex(), pretrained.BUNDLED["files"], "scalar"),
-        ("tokens", codec.fingerprint.hex(), pretrained.BUNDLED["tokens"], "rvq"),
+        ("files", scalar_codec.fingerprint.hex(), bundled.BUNDLED["files"], "scalar"),
+        ("tokens", codec.fingerprint.hex(), bundled.BUNDLED["tokens"], "rvq"),
     ]
     counts = [(d.get("codes_per_frame"), d.get("num_codebooks")) for d in json.loads(out)]
     assert counts == [(scalar_codec.num_codebooks, None), (None, codec.num_codebooks)]

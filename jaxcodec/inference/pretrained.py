@@ -16,7 +16,6 @@ from etils import epath
 
 from jaxcodec import atomic, bundled, codec as codec_module, recipe
 from jaxcodec.bitstream import entropy
-from jaxcodec.bundled import BUNDLED as BUNDLED
 from jaxcodec.inference.trained import TrainedCodec
 
 FORMAT = "jaxcodec 2"
@@ -35,7 +34,7 @@ def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCod
       ValueError: there is no codec at `path`, or it cannot be read.
     """
     path = "tokens" if path is None else path
-    if path in BUNDLED:
+    if path in bundled.BUNDLED:
         return _from_bytes(bundled.read(path), path)
     location = epath.Path(path).expanduser()
     if location.is_dir():

@@ -22,11 +22,11 @@ def levels(spectrum: jax.Array, told: jax.Array) -> jax.Array:
     member = layout.bands(spectrum.shape[-1])
     power = jnp.matmul(spectrum**2, member / member.sum(0), precision=lax.Precision.HIGHEST)
     exact = jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB) / layout.LEVEL_DB
-    rounded = held = jnp.where(told[..., None], jnp.round(exact), layout.START_LEVEL)
+    exact = jnp.where(told[..., None], exact, layout.START_LEVEL)
+    held = jnp.round(exact)
     for _ in range(layout.HOLDS):
         before = jnp.pad(held, ((0, 0), (1, 0), (0, 0)), constant_values=layout.START_LEVEL)[:, :-1]
-        stays = told[..., None] & (jnp.abs(exact - before) <= layout.HOLD)
-        held = jnp.where(stays, before, rounded)
+        held = jnp.where(jnp.abs(exact - before) <= layout.HOLD, before, jnp.round(exact))
     return held
 
 
