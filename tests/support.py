@@ -10,7 +10,7 @@ import optax
 from configs import tiny
 from jaxcodec import codec, training
 from jaxcodec.inference import pretrained
-from jaxcodec.quantizers import rvq
+from jaxcodec.quantizers import layout, rvq
 
 
 def small_config(architecture="mdct", **overrides):
@@ -19,6 +19,7 @@ def small_config(architecture="mdct", **overrides):
     Overrides are written section__name=value.
     """
     config = tiny.get_config().lock()
+    gain_shape = architecture == "gain_shape"  # whose bands need some 40 coefficients
     values = {
         "model.mdct": dict(
             hop_length=16, latent_gain=1.0, encoder_depth=1, decoder_depth=1, kernel_size=3, identity=True
@@ -28,7 +29,7 @@ def small_config(architecture="mdct", **overrides):
         "model": dict(
             architecture=architecture,
             sample_rate=16000,
-            latent_dim=8,
+            latent_dim=24 + layout.NUM_BANDS if gain_shape else 8,
             width=8,
             causal=False,
             output_scale=2.5,
@@ -40,6 +41,7 @@ def small_config(architecture="mdct", **overrides):
             error_weighting="plain",
             mse_weight=1.0,
             perceptual_weight=0.01,
+            loudness_weight=0.0,
             commitment_weight=0.01,
             mse_bound=10.0,
             clip_bound=10.0,
@@ -56,6 +58,12 @@ def small_config(architecture="mdct", **overrides):
         ),
     }
     flat = {f"{section}.{name}": value for section, names in values.items() for name, value in names.items()}
+    if gain_shape:
+        section = dict(
+            hop_length=40, tilt=0.3, encoder_depth=1, decoder_depth=1, kernel_size=3, expansion=2, lookahead=0
+        )
+        with config.unlocked():
+            config.model.update(gain_shape=section, rvq=dict(envelope_codebooks=1, beams=1))
     flat |= {name.replace("__", "."): value for name, value in overrides.items()}
     config.update_from_flattened_dict(flat)
     return config
@@ -91,13 +99,18 @@ def make_batch(lengths=(256, 200, 131, 256, 1, 0, 90, 16), num_samples=256, seed
 def settle_codebooks(state, frames=64.0, seed=1):
     """The state with codebooks in mid-training: noise of the latents' size, uneven counts, every fifth entry dead."""
     rng = np.random.default_rng(seed)
-    books = state.quantizer
-    centroids = 0.1 * rng.standard_normal(books.centroids.shape) * 0.7 ** np.arange(len(books.counts))[:, None, None]
-    counts = frames / books.counts.shape[1] * rng.uniform(0.5, 2.0, books.counts.shape)
-    counts[:, ::5] = 1e-3
-    sums = centroids * counts[..., None]
-    arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, sums)]
-    return state.replace(quantizer=type(books)(*arrays))
+
+    def settle(books):
+        centroids = (
+            0.1 * rng.standard_normal(books.centroids.shape) * 0.7 ** np.arange(len(books.counts))[:, None, None]
+        )
+        counts = frames / books.counts.shape[1] * rng.uniform(0.5, 2.0, books.counts.shape)
+        counts[:, ::5] = 1e-3
+        arrays = [jnp.asarray(x, jnp.float32) for x in (centroids, counts, centroids * counts[..., None])]
+        return rvq.Codebooks(*arrays)
+
+    settled = jax.tree.map(settle, state.quantizer, is_leaf=lambda node: isinstance(node, rvq.Codebooks))
+    return state.replace(quantizer=settled)
 
 
 def trained_state(config):
@@ -110,7 +123,10 @@ def trained_state(config):
     audio = speech_like(4, 320, seed=7)
     analyze = jax.jit(functools.partial(model.apply, method="analyze"))
     latents = analyze(model.collections(params, state.quantizer), audio, np.ones(audio.shape, bool))
-    residual, centroids = np.asarray(latents).reshape(-1, config.model.latent_dim), []
+    vectors = np.asarray(latents).reshape(-1, config.model.latent_dim)
+    if "envelope_codebooks" in config.model.rvq:
+        return state.replace(params=params, quantizer=model.quantizer.started(jax.random.key(0), vectors, config))
+    residual, centroids = vectors, []
     for _ in range(config.model.rvq.num_codebooks):
         centroids.append(rng.choice(residual, config.model.rvq.codebook_size, replace=False))
         residual = residual - centroids[-1][np.asarray(rvq.nearest(residual, centroids[-1]))]

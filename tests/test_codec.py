@@ -271,7 +271,11 @@ def test_rates_are_exact(overrides, frame_rate, bits_per_second):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("architecture", "wavenet", 'model.architecture is "wavenet", expected "mdct" or "transform" or "seanet".'),
+        (
+            "architecture",
+            "wavenet",
+            'model.architecture is "wavenet", expected "mdct" or "transform" or "gain_shape" or "seanet".',
+        ),
         ("quantizer", "fsq", 'model.quantizer is "fsq", expected "rvq" or "scalar".'),
         ("dtype", "float16", 'model.dtype is "float16", expected "float32" or "bfloat16".'),
         ("rvq.num_codebooks", 0, "model.rvq.num_codebooks is 0, expected at least 1."),

@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022
 
-_NAMES = "add", "and", "asinh", "div", "max", "min", "mul", "neg", "or", "sign", "sub", "tanh"
-_SAME = {name: name.capitalize() for name in _NAMES} | {"gt": "Greater", "lt": "Less"}  # one node each
+_NAMES = "add", "and", "asinh", "div", "exp", "log", "max", "min", "mul", "neg", "or", "pow", "sign", "sub", "tanh"
+_SAME = {name: name.capitalize() for name in _NAMES} | {"eq": "Equal", "gt": "Greater", "lt": "Less"}  # one node each
 
 
 def convert(function, arguments: dict, results: tuple[str, ...], metadata: dict) -> onnx.ModelProto:
@@ -69,9 +69,11 @@ class _Graph:
                     actual = self.add("Shape", name, start=axis, end=axis + 1)
                     self.variables[variable] = self.add("Div", self.add("Sub", actual, _int64(offset)), _int64(slope))
 
-    def add(self, kind, *inputs, **attributes):
+    def add(self, kind, *inputs, results=1, **attributes):
+        """The name of a new node's first result; that of the next is the same with "_1" behind it."""
         output = f"{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, [self.name(x) for x in inputs], [output], **attributes))
+        outputs = [output, *(f"{output}_{number}" for number in range(1, results))]
+        self.nodes.append(helper.make_node(kind, [self.name(x) for x in inputs], outputs, **attributes))
         return output
 
     def name(self, value):
@@ -103,9 +105,9 @@ def _run(graph, jaxpr, consts, inputs):
     """The values of a jaxpr's results, after its equations have become nodes."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(np.asarray, consts), *inputs], strict=True))
     for equation in jaxpr.eqns:
-        known = [np.asarray(v.val) if isinstance(v, core.Literal) else values[v] for v in equation.invars]
+        known = [np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v] for v in equation.invars]
         values.update(zip(equation.outvars, _translate(graph, equation, known), strict=True))
-    return [np.asarray(v.val) if isinstance(v, core.Literal) else values[v] for v in jaxpr.outvars]
+    return [np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v] for v in jaxpr.outvars]
 
 
 def _translate(graph, equation, inputs):
@@ -121,6 +123,8 @@ def _translate(graph, equation, inputs):
         return [np.asarray(x) for x in (results if equation.primitive.multiple_results else [results])]
     if name in _SAME:
         return [graph.add(_SAME[name], *inputs)]
+    if name == "top_k":
+        return _top_k(graph, equation, *inputs)
     if name not in _RULES:
         raise ValueError(f'ONNX export does not know the primitive "{name}": {equation}')
     return [_RULES[name](graph, equation, *inputs)]
@@ -144,6 +148,12 @@ def _unrolled(graph, equation, inputs):
 def _argmax(graph, equation, x):
     (axis,) = equation.params["axes"]
     return graph.add("Cast", graph.add("ArgMax", x, axis=axis, keepdims=0), to=_type(equation.outvars[0].aval))
+
+
+def _top_k(graph, equation, x):
+    values = graph.add("TopK", x, _int64(equation.params["k"]), results=2, axis=-1)
+    indices = graph.add("Cast", f"{values}_1", to=_type(equation.outvars[1].aval))
+    return [values, indices]
 
 
 def _broadcast_in_dim(graph, equation, x):
@@ -212,6 +222,11 @@ def _slice(graph, equation, x):
     return graph.add("Slice", x, np.array(p["start_indices"], np.int64), graph.shape(p["limit_indices"]), axes, strides)
 
 
+def _stack(graph, equation, *xs):
+    axis = equation.params["axis"]
+    return graph.add("Concat", *(graph.add("Unsqueeze", x, _int64(axis)) for x in xs), axis=axis)
+
+
 _RULES: dict[str, Callable] = {
     "argmax": _argmax,
     "broadcast_in_dim": _broadcast_in_dim,
@@ -225,12 +240,14 @@ _RULES: dict[str, Callable] = {
     "iota": _iota,
     "ne": lambda graph, e, x, y: graph.add("Not", graph.add("Equal", x, y)),
     "pad": _pad,
+    "reduce_max": lambda graph, e, x: graph.add("ReduceMax", x, np.array(e.params["axes"], np.int64), keepdims=0),
     "reduce_sum": lambda graph, e, x: graph.add("ReduceSum", x, np.array(e.params["axes"], np.int64), keepdims=0),
     "rem": lambda graph, e, x, y: graph.add("Mod", x, y, fmod=1),  # the sign of x, as in C
     "reshape": lambda graph, e, x: graph.add("Reshape", x, graph.shape(e.params["new_sizes"])),
     "rsqrt": lambda graph, e, x: graph.add("Reciprocal", graph.add("Sqrt", x)),
     "select_n": lambda graph, e, which, no, yes: graph.add("Where", which, yes, no),
     "slice": _slice,
+    "stack": _stack,
     "square": lambda graph, e, x: graph.add("Mul", x, x),
     "squeeze": lambda graph, e, x: graph.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
     "transpose": lambda graph, e, x: graph.add("Transpose", x, perm=e.params["permutation"]),

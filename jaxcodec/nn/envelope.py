@@ -19,15 +19,20 @@ def levels(spectrum: jax.Array, told: jax.Array) -> jax.Array:
     A band stays where it was as long as it is off by `HOLD` levels at most: the bits of changes that nobody hears. The
     frame before is taken as it would be if that rule had begun `HOLDS` frames ago, so that a frame needs no more than these.
     """
-    member = layout.bands(spectrum.shape[-1])
-    power = jnp.matmul(spectrum**2, member / member.sum(0), precision=lax.Precision.HIGHEST)
-    exact = jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB) / layout.LEVEL_DB
+    exact = band_decibels(spectrum) / layout.LEVEL_DB
     exact = jnp.where(told[..., None], exact, layout.START_LEVEL)
     held = jnp.round(exact)
     for _ in range(layout.HOLDS):
         before = jnp.pad(held, ((0, 0), (1, 0), (0, 0)), constant_values=layout.START_LEVEL)[:, :-1]
         held = jnp.where(jnp.abs(exact - before) <= layout.HOLD, before, jnp.round(exact))
     return held
+
+
+def band_decibels(spectrum: jax.Array) -> jax.Array:
+    """Mean power of each band in dB, spectrum (B, T, F) to (B, T, N)."""
+    member = layout.bands(spectrum.shape[-1])
+    power = jnp.matmul(spectrum**2, member / member.sum(0), precision=lax.Precision.HIGHEST)
+    return jnp.maximum(10 * jnp.log10(power + 1e-10), layout.FLOOR_DB)
 
 
 def decibels(envelope: jax.Array, num_bins: int) -> jax.Array:
@@ -40,3 +45,16 @@ def step_decibels(envelope: jax.Array, quality: jax.Array, shaping: jax.Array, n
     fine = decibels(envelope, num_bins)
     level = jnp.mean(fine, axis=-1, keepdims=True)
     return shaping[..., None] * (layout.TILT * (fine - level) + layout.LEVEL * level) + quality[..., None]
+
+
+def unit_scales(bands: jax.Array, tilt: float, num_bins: int) -> jax.Array:
+    """What a spectrum is divided by to be weighted for the ear and free of level: bands (B, T, N) in dB to (B, T, F).
+
+    A scale follows the envelope by the share `tilt` in dB; a spectrum that is as the envelope says has a mean power of one
+    a coefficient after it.
+    """
+    fine = jnp.matmul(bands, layout.interpolation(num_bins), precision=lax.Precision.HIGHEST)
+    rest = (1 - tilt) * fine
+    top = jnp.max(rest, axis=-1, keepdims=True)
+    power = top + 10 * jnp.log10(jnp.mean(10 ** ((rest - top) / 10), axis=-1, keepdims=True))
+    return 10 ** ((tilt * fine + power) / 20)

@@ -215,6 +215,52 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
         return spectral.imdct(spectrum * mask, num_samples)
 
 
+class GainShapeAnalysis(_MDCTNetwork):
+    """The lowest coefficients of an MDCT and the power of its bands in dB, for `quantizers.gain_shape`.
+
+    ConvNeXt blocks that see the spectrum without its level add to the coefficients.
+    """
+
+    latent_dim: int
+    tilt: float
+
+    num_frames = MDCTAnalysis.num_frames
+    context = MDCTAnalysis.context
+
+    @nn.compact
+    def __call__(self, audio, mask):
+        spectrum = spectral.mdct(audio, self.hop_length)
+        mask = _mdct_mask(mask, self.hop_length)
+        bands = envelope.band_decibels(spectrum)
+        num_coefficients = self.latent_dim - layout.NUM_BANDS
+        coefficients = spectrum[..., :num_coefficients]
+        if self.depth:
+            scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
+            inputs = jnp.arcsinh(spectrum / scales), bands / 20
+            offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_coefficients)
+            coefficients += offsets * scales[..., :num_coefficients]
+        return jnp.concatenate([coefficients, bands], axis=-1) * mask
+
+
+class GainShapeSynthesis(_MDCTSynthesisNetwork):
+    """What `quantizers.gain_shape` gives, improved by ConvNeXt blocks that know the envelope, then the inverse MDCT."""
+
+    tilt: float
+
+    @nn.compact
+    def __call__(self, latents, mask, num_samples):
+        mask = mask[..., None]
+        bands = latents[..., -layout.NUM_BANDS :]
+        scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
+        missing = self.hop_length + layout.NUM_BANDS - latents.shape[-1]
+        coefficients = jnp.pad(latents[..., : -layout.NUM_BANDS], ((0, 0), (0, 0), (0, missing)))
+        num_coefficients = self.hop_length - missing
+        inputs = jnp.arcsinh((coefficients / scales)[..., :num_coefficients]), bands / 20
+        offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, self.hop_length)
+        spectrum = (coefficients + offsets * scales) / self.latent_gain
+        return spectral.imdct(spectrum * mask, num_samples)
+
+
 class _SEANetwork(nn.Module):
     """What both networks of "seanet" share."""
 
@@ -321,6 +367,30 @@ def _transform(model, output_scale):
     shared |= {name: section[name] for name in ("depth", "kernel_size", "expansion", "lookahead")}
     synthesis = TransformSynthesis(section.hop_length, causal=True, identity=True, latent_gain=output_scale, **shared)
     return Networks(TransformAnalysis(section.hop_length, model.latent_dim), synthesis, section.hop_length)
+
+
+@architecture("gain_shape")
+def _gain_shape(model, output_scale):
+    section = model.gain_shape
+    least = {"hop_length": 1, "kernel_size": 1, "expansion": 1, "encoder_depth": 0, "decoder_depth": 0}
+    check_least(model, {f"gain_shape.{name}": limit for name, limit in least.items()})
+    if not 0 <= section.lookahead < section.kernel_size:
+        raise ValueError(f"model.gain_shape.lookahead is {section.lookahead}, expected 0 to kernel_size - 1.")
+    layout.check_bands(section.hop_length)
+    if not layout.NUM_BANDS < model.latent_dim <= section.hop_length + layout.NUM_BANDS:
+        raise ValueError(
+            f"model.latent_dim is {model.latent_dim}, expected 1 to {section.hop_length} coefficients and "
+            f"{layout.NUM_BANDS} bands."
+        )
+    shared = {name: section[name] for name in ("hop_length", "kernel_size", "expansion", "tilt")}
+    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype), identity=True)
+    analysis = GainShapeAnalysis(
+        **shared, depth=section.encoder_depth, lookahead=0, latent_gain=1.0, latent_dim=model.latent_dim
+    )
+    synthesis = GainShapeSynthesis(
+        **shared, depth=section.decoder_depth, lookahead=section.lookahead, latent_gain=output_scale
+    )
+    return Networks(analysis, synthesis, section.hop_length)
 
 
 @architecture("seanet")

@@ -69,7 +69,7 @@ KBPS = Knob(
 )
 KINDS = {
     "rvq": Kind(
-        "jaxcodec.quantizers.rvq",
+        "jaxcodec.quantizers.gain_shape",  # which has the plain one too
         Knob(
             name="codebooks",
             argument="num_codebooks",

@@ -140,6 +140,10 @@ class Quantizer(nn.Module):
         """The state that a snapshot stored as a dict, or one that encodes and decodes alike, from `constants`."""
         return {}
 
+    def resumed(self, constants: dict[str, jax.Array]):
+        """The state that training goes on from with the constants of a trained codec."""
+        return self.state_of(constants)
+
 
 def straight_through(latents, z_q):
     """`z_q`, with a gradient that passes as if it were the latents (Bengio et al. 2013)."""

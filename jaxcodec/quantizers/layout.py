@@ -42,6 +42,12 @@ def bands(num_bins: int) -> np.ndarray:
     return np.eye(NUM_BANDS, dtype=np.float32)[index]
 
 
+def check_bands(num_bins: int) -> None:
+    """Raises `ValueError` where a band of so many coefficients is empty."""
+    if bands(num_bins).sum(axis=0).min() < 1:
+        raise ValueError(f"{num_bins} coefficients are too few for {NUM_BANDS} bands.")
+
+
 @functools.cache
 def interpolation(num_bins: int) -> np.ndarray:
     """Weights (N, F) that interpolate between the centers of the bands, constant beyond the first and the last."""

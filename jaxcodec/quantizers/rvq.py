@@ -72,6 +72,35 @@ def quantize(latents: jax.Array, centroids: jax.Array) -> Trace:
     return Trace(jnp.moveaxis(codes, 0, 1), stages, residuals)
 
 
+def search(latents: jax.Array, centroids: jax.Array, beams: int) -> jax.Array:
+    """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`.
+
+    After each codebook the `beams` beginnings with the least error go on (M-search, LeBlanc et al. 1993): the nearest
+    centroid now may leave a residual that later codebooks have no centroid for.
+    """
+    if beams == 1:
+        return quantize(latents, centroids).codes  # to the bit, also where two centroids are as near
+    size = centroids.shape[1]
+    residuals = latents.astype(jnp.float32)[:, :, None]  # (B, T, M, D), M = 1 before the first codebook
+    errors = jnp.zeros(residuals.shape[:3])  # less the latents' energy
+    paths = []
+    for codebook in centroids:
+        products = jnp.matmul(residuals, codebook.T, precision=lax.Precision.HIGHEST)
+        candidates = errors[..., None] + jnp.sum(codebook**2, axis=-1)[None, None, None] - 2 * products
+        candidates = candidates.reshape(*candidates.shape[:2], -1)
+        best, index = lax.top_k(-candidates, beams)
+        origins, codes = lax.div(index, size), lax.rem(index, size)
+        residuals = _pick(residuals, origins) - codebook[codes]
+        errors, paths = -best, [*(_pick(path[..., None], origins)[..., 0] for path in paths), codes]
+    return jnp.stack([path[:, :, 0] for path in paths], axis=1)
+
+
+def _pick(values, origins):
+    """Of values (B, T, M, D) the beams that origins (B, T, M') name: a gather, by what every backend and ONNX have."""
+    chosen = [origins[..., None] == beam for beam in range(values.shape[2])]
+    return sum(jnp.where(mask, values[:, :, beam, None], 0) for beam, mask in enumerate(chosen))
+
+
 def dequantize(codes: jax.Array, centroids: jax.Array) -> jax.Array:
     """Codes (B, Q', T) of the first Q' <= Q codebooks to quantized latents (B, T, D)."""
     num_codebooks = codes.shape[1]
@@ -215,6 +244,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
     size: int
     dim: int
     init_scale: float = 0.01
+    beams: int = 1  # of the search for codes; in training the nearest centroid is taken
 
     collection = "codebooks"
     penalties = ("commitment",)
@@ -236,7 +266,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
     def encode(self, latents, rates=None, frame_mask=None):
-        return quantize(latents, self.codebooks.value.centroids).codes
+        return search(latents, self.codebooks.value.centroids, self.beams)
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
@@ -310,11 +340,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         nothing = jnp.zeros(())  # the averages that training needs
         return Codebooks(**{"counts": nothing, "sums": nothing, **constants})
 
-
-def from_config(model, fixes) -> ResidualVectorQuantizer:
-    """The quantizer of the section `model.rvq`."""
-    for name, least in (("num_codebooks", 1), ("codebook_size", 2)):
-        if model.rvq[name] < least:
-            raise ValueError(f"model.rvq.{name} is {model.rvq[name]}, expected at least {least}.")
-    scale = 0.01 if fixes.small_vq_init else 1.0
-    return ResidualVectorQuantizer(model.rvq.num_codebooks, model.rvq.codebook_size, model.latent_dim, scale)
+    def resumed(self, constants):
+        """Averages as if every centroid had been chosen once a step."""
+        centroids = constants["centroids"]
+        return Codebooks(centroids, jnp.ones(centroids.shape[:2]), centroids)

@@ -249,6 +249,5 @@ def from_config(model, fixes) -> ScalarQuantizer:
         raise ValueError(
             f"model.latent_dim is {model.latent_dim}, expected more than {EXTRA} for the scalar quantizer."
         )
-    if layout.bands(model.latent_dim - EXTRA).sum(axis=0).min() < 1:
-        raise ValueError(f"{model.latent_dim - EXTRA} coefficients are too few for {layout.NUM_BANDS} bands.")
+    layout.check_bands(model.latent_dim - EXTRA)
     return ScalarQuantizer(model.latent_dim - EXTRA, model.scalar.width, model.scalar.depth)

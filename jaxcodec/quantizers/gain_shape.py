@@ -1,0 +1,147 @@
+"""Gain-shape residual vector quantization of a spectrum (Sabin and Gray 1984): tokens that hold what the ear needs.
+
+The first codebooks code the *envelope*: the power of every band in dB, and with it the level. The others code the *shape*:
+the coefficients over scales that follow the coded envelope (`nn.envelope.unit_scales`), so that they know no level, and the
+error lies where the speech hides it. Latents and quantized latents are the coefficients, then the bands in dB.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcodec.nn import envelope
+from jaxcodec.quantizers import interface, layout, rvq
+
+
+class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
+    """Of Q codebooks the first `num_envelope` code the bands, the rest the coefficients of a spectrum of `num_bins`."""
+
+    num_envelope: int = 1
+    num_bins: int = 320
+    tilt: float = 0.3
+
+    def _initial(self):
+        def init(rng, num_codebooks, dim):
+            return rvq.init_codebooks(rng, num_codebooks, self.size, dim, self.init_scale)
+
+        rngs = jax.random.split(self.make_rng("params"))
+        return {
+            "envelope": init(rngs[0], self.num_envelope, layout.NUM_BANDS),
+            "shape": init(rngs[1], self.num_codebooks - self.num_envelope, self.dim - layout.NUM_BANDS),
+        }
+
+    def __call__(self, latents, rates=None, frame_mask=None):
+        coefficients, bands = _split(latents)
+        state = self.codebooks.value
+        trace = {"envelope": rvq.quantize(lax.stop_gradient(bands), state["envelope"].centroids)}
+        shape = coefficients / self._scales(_total(trace["envelope"]))
+        trace["shape"] = rvq.quantize(lax.stop_gradient(shape), state["shape"].centroids)
+        if rates is None:
+            rates = jnp.full(latents.shape[:1], self.num_codebooks)
+        codes = jnp.concatenate([part.codes for part in trace.values()], axis=1)
+        return self.at(interface.Quantized(latents, codes, trace), rates)
+
+    def at(self, quantized, rates):
+        counts = {"envelope": rates, "shape": jnp.maximum(rates - self.num_envelope, 0)}
+        kept = {name: rvq.keep_codebooks(quantized.trace[name].stages, counts[name]) for name in counts}
+        return quantized.replace(latents=self._join(**kept))
+
+    def encode(self, latents, rates=None, frame_mask=None):
+        coefficients, bands = _split(latents)
+        state = self.codebooks.value
+        envelope_codes = rvq.search(bands, state["envelope"].centroids, self.beams)
+        told = rvq.dequantize(envelope_codes, state["envelope"].centroids)
+        shape_codes = rvq.search(coefficients / self._scales(told), state["shape"].centroids, self.beams)
+        return jnp.concatenate([envelope_codes, shape_codes], axis=1)
+
+    def decode(self, codes):
+        state = self.codebooks.value
+        parts = {"envelope": codes[:, : self.num_envelope], "shape": codes[:, self.num_envelope :]}
+        return self._join(**{name: rvq.dequantize(part, state[name].centroids) for name, part in parts.items()})
+
+    def _scales(self, bands):
+        return envelope.unit_scales(bands, self.tilt, self.num_bins)[..., : self.dim - layout.NUM_BANDS]
+
+    def _join(self, envelope, shape):
+        return jnp.concatenate([shape * self._scales(envelope), envelope], axis=-1)
+
+    def penalize(self, latents, quantized, frame_mask):
+        """The commitment of the shape as a whole: what all its codebooks leave."""
+        coefficients, _ = _split(latents)
+        trace = quantized.trace
+        shape = coefficients / self._scales(_total(trace["envelope"]))
+        error = jnp.sum((shape - _total(trace["shape"])) ** 2, axis=-1)
+        energy = lax.stop_gradient(shape) ** 2 * frame_mask[..., None]
+        return {"commitment": interface.Penalty(error[None], energy, shape.shape[-1])}
+
+    def updated(self, state, quantized, frame_mask, row_keys, *, config, axis_name=None):
+        update = functools.partial(super().updated, config=config, axis_name=axis_name)
+        return {
+            name: update(state[name], quantized.replace(trace=trace), frame_mask, row_keys)
+            for name, trace in quantized.trace.items()
+        }
+
+    def started(self, rng, latents, config):
+        """Codebooks by k-means."""
+        kmeans = jax.jit(rvq.kmeans_codebooks, static_argnums=(2, 3))
+        coefficients, bands = _split(latents)
+        rngs = jax.random.split(rng)
+        state = {"envelope": kmeans(rngs[0], bands, self.num_envelope, self.size)}
+        codes = rvq.quantize(bands[None], state["envelope"].centroids).codes
+        told = rvq.dequantize(codes, state["envelope"].centroids)[0]
+        shape = coefficients / self._scales(told)
+        return state | {"shape": kmeans(rngs[1], shape, self.num_codebooks - self.num_envelope, self.size)}
+
+    def constants(self, state):
+        return {name: super(GainShapeQuantizer, self).constants(state[name]) for name in state}
+
+    def state_of(self, constants):
+        return {name: super(GainShapeQuantizer, self).state_of(part) for name, part in constants.items()}
+
+    def resumed(self, constants):
+        return {name: super(GainShapeQuantizer, self).resumed(part) for name, part in constants.items()}
+
+
+def _split(latents):
+    """Coefficients and bands."""
+    return latents[..., : -layout.NUM_BANDS], latents[..., -layout.NUM_BANDS :]
+
+
+def _total(trace):
+    """What all codebooks say together, in the order in which decoding adds; constant to the gradient."""
+    stages = lax.stop_gradient(trace.stages)
+    return rvq.keep_codebooks(stages, jnp.full(stages.shape[1], stages.shape[0]))
+
+
+def from_config(model, fixes) -> rvq.ResidualVectorQuantizer:
+    """The quantizer of the section `model.rvq`: a plain one, or of gain and shape where codebooks are for an envelope."""
+    section = model.rvq
+    for name, least in (("num_codebooks", 1), ("codebook_size", 2)):
+        if section[name] < least:
+            raise ValueError(f"model.rvq.{name} is {section[name]}, expected at least {least}.")
+    # Models of before these settings do not have them.
+    num_envelope, beams = section.get("envelope_codebooks", 0), section.get("beams", 1)
+    if not 1 <= beams <= section.codebook_size:
+        raise ValueError(f"model.rvq.beams is {beams}, expected 1 to codebook_size.")
+    scale = 0.01 if fixes.small_vq_init else 1.0
+    settings = dict(
+        num_codebooks=section.num_codebooks,
+        size=section.codebook_size,
+        dim=model.latent_dim,
+        init_scale=scale,
+        beams=beams,
+    )
+    if (model.architecture == "gain_shape") != (num_envelope > 0):
+        raise ValueError(
+            f'model.rvq.envelope_codebooks is {num_envelope}: the architecture "gain_shape" needs at least one, and '
+            f'"{model.architecture}" is another that has no envelope.'
+        )
+    if not num_envelope:
+        return rvq.ResidualVectorQuantizer(**settings)
+    if num_envelope >= section.num_codebooks:
+        raise ValueError(f"model.rvq.envelope_codebooks is {num_envelope} of {section.num_codebooks}: none is left.")
+    return GainShapeQuantizer(
+        **settings, num_envelope=num_envelope, num_bins=model.gain_shape.hop_length, tilt=model.gain_shape.tilt
+    )

@@ -1,0 +1,193 @@
+"""Gain-shape codes: the envelope first, then a shape that knows no level, found by beam search."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcodec
+from jaxcodec import codec as codec_module, training
+from jaxcodec.nn import envelope
+from jaxcodec.quantizers import layout, rvq
+from tests import support
+
+N, F = layout.NUM_BANDS, 40
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@functools.cache
+def trained(**overrides):
+    """A codec with the marks of training: hop length 40, an envelope codebook and three of the shape, 16 entries each."""
+    return support.trained_codec(support.small_config("gain_shape", model__causal=True, **overrides))
+
+
+def speech(num_samples=2000, seed=0):
+    return support.speech_like(1, num_samples, seed)[0]
+
+
+# The scales.
+
+
+def test_a_spectrum_as_its_envelope_says_has_unit_power_at_every_tilt():
+    bands = 20 * normal(2, 3, N) - 40
+    fine = np.asarray(envelope.decibels(bands / layout.LEVEL_DB, F))
+    for tilt in (0.0, 0.3, 1.0):
+        scaled = 10 ** (fine / 20) / np.asarray(envelope.unit_scales(bands, tilt, F))
+        np.testing.assert_allclose(np.mean(scaled**2, axis=-1), 1, rtol=1e-4)
+    flat = np.asarray(envelope.unit_scales(bands, 0.0, F))
+    np.testing.assert_allclose(flat, flat[..., :1] * np.ones(F), rtol=1e-5)
+    np.testing.assert_allclose(envelope.unit_scales(bands, 1.0, F), 10 ** (fine / 20), rtol=1e-4)
+
+
+def test_scales_follow_the_level_and_stay_finite_at_its_ends():
+    bands = 20 * normal(1, 4, N) - 40
+    louder = envelope.unit_scales(bands + 20, 0.3, F) / envelope.unit_scales(bands, 0.3, F)
+    np.testing.assert_allclose(louder, 10, rtol=1e-4)
+    for level in (-200.0, 200.0):
+        assert np.isfinite(envelope.unit_scales(np.full((1, 1, N), level, np.float32), 0.3, F)).all()
+
+
+def test_the_bands_of_noise_are_its_power():
+    bands = envelope.band_decibels(0.1 * normal(1, 4000, F))
+    np.testing.assert_allclose(np.mean(10 ** (bands / 10), axis=1), 0.01, rtol=0.1)
+    np.testing.assert_array_equal(envelope.band_decibels(np.zeros((1, 1, F), np.float32)), layout.FLOOR_DB)
+
+
+# The search.
+
+
+def test_one_beam_is_the_nearest_centroid_at_every_codebook():
+    latents, centroids = normal(2, 25, 4), normal(3, 8, 4, seed=1)
+    np.testing.assert_array_equal(rvq.search(latents, centroids, 1), rvq.quantize(latents, centroids).codes)
+
+
+def test_as_many_beams_as_centroids_find_the_best_pair():
+    latents, centroids = normal(2, 25, 4), normal(2, 6, 4, seed=1)
+    pairs = np.array(list(itertools.product(range(6), repeat=2)))
+    sums = centroids[np.arange(2), pairs].sum(axis=1)
+    best = pairs[np.argmin(((latents[:, :, None] - sums) ** 2).sum(-1), axis=-1)]
+    np.testing.assert_array_equal(np.moveaxis(rvq.search(latents, centroids, 6), 1, 2), best)
+    assert not np.array_equal(np.moveaxis(rvq.search(latents, centroids, 1), 1, 2), best)
+
+
+def test_more_beams_leave_less_error():
+    latents, centroids = normal(2, 200, 8), normal(6, 16, 8, seed=1) * 0.8 ** np.arange(6)[:, None, None]
+    errors = []
+    for beams in (1, 2, 4, 8):
+        decoded = rvq.dequantize(rvq.search(latents, jnp.asarray(centroids, jnp.float32), beams), centroids)
+        errors.append(np.mean((latents - decoded) ** 2))
+    assert errors[0] > 1.05 * errors[1] > 1.05 * errors[2] and errors[2] > errors[3]
+
+
+# The quantizer.
+
+
+def apply(codec, method, *args):
+    return codec.module.apply(codec.variables, *args, method=method)
+
+
+def test_codes_decode_to_the_quantized_latents_at_every_number_of_codebooks():
+    codec = trained()
+    latents = jaxcodec.latents(codec, speech())[None]
+    quantized = apply(codec, "quantize", latents)
+    codes = apply(codec, "encode_latents", latents)
+    np.testing.assert_array_equal(codes, quantized.codes)
+    assert codes.shape[1] == 4
+    for count in range(1, 5):
+        expected = apply(codec, "requantize", quantized, jnp.array([count])).latents
+        np.testing.assert_array_equal(apply(codec, "dequantize", codes[:, :count]), expected)
+    assert not np.any(apply(codec, "dequantize", codes[:, :1])[..., :-N])  # an envelope alone has no coefficients
+
+
+def test_quieter_speech_has_the_same_shape_codes_where_the_envelope_tells_its_level():
+    codec = trained(model__gain_shape__encoder_depth=0)
+    books = codec.constants["envelope"]["centroids"][0, :8]
+    both = jnp.concatenate([books, books - 20])[None]
+    constants = codec.constants | {"envelope": {"centroids": both}}
+    codec = codec.replace(constants=constants)
+    loud, quiet = (np.asarray(jaxcodec.encode(codec, gain * speech())) for gain in (1.0, 0.1))
+    told = loud[0] + 8 == quiet[0]  # not where a frame is nearer to the other level's entries, or at the floor
+    assert np.mean(told) > 0.7
+    np.testing.assert_array_equal(loud[1:, told], quiet[1:, told])
+    assert len(np.unique(loud[1:, told])) > 8
+
+
+def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does_not_pull():
+    codec = trained()
+    latents = jaxcodec.latents(codec, speech())[None]
+    mask = jnp.ones(latents.shape[:2], bool)
+
+    def commitment(latents):
+        quantized = apply(codec, "quantize", jax.lax.stop_gradient(latents))
+        return jnp.sum(apply(codec, "penalize", latents, quantized, mask)["commitment"].values)
+
+    gradient = np.asarray(jax.grad(commitment)(latents))
+    assert np.abs(gradient[..., :-N]).max() > 0
+    assert not gradient[..., -N:].any()
+    quantized = apply(codec, "quantize", latents)
+    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), quantized.latents[..., -N:])
+    left = (latents - quantized.latents)[..., :-N] / scales
+    np.testing.assert_allclose(commitment(latents), np.sum(left**2), rtol=1e-4)
+
+
+def test_a_stream_a_batch_and_a_file_have_the_codes_and_the_sound_of_the_clip():
+    codec = trained(model__rvq__beams=3, model__gain_shape__lookahead=1)
+    clip = speech(64 * codec.hop_length)
+    codes = np.asarray(jaxcodec.encode(codec, clip))
+    greedy = trained(model__gain_shape__lookahead=1)
+    assert not np.array_equal(codes, jaxcodec.encode(greedy, clip))
+    np.testing.assert_array_equal(jaxcodec.encode(codec, [clip, clip[:100]])[0], codes)
+    np.testing.assert_array_equal(jaxcodec.encode(codec, clip, 2), codes[:2])
+    state, parts = jaxcodec.init_stream(codec), []
+    for start in range(0, len(clip), 4 * codec.hop_length):
+        state, part = jaxcodec.encode_step(codec, state, clip[start : start + 4 * codec.hop_length])
+        parts.append(part)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), codes[:, :64])
+    file = jaxcodec.unpack(codec, jaxcodec.pack(codec, codes, len(clip)))
+    np.testing.assert_array_equal(file.codes, codes)
+    assert codec.delay == 2 * codec.hop_length
+
+
+def test_it_learns_as_the_others_do():
+    config = support.small_config("gain_shape", optimizer__learning_rate=3e-3, quantizer__decay=0.8)
+    model = support.make_model(config)
+    optimizer = training.make_optimizer(config.optimizer, 60)
+    state, batch = support.make_state(model, optimizer), support.make_batch(num_samples=640, lengths=(640,) * 8)
+    step = jax.jit(functools.partial(training.train_step, model=model, optimizer=optimizer, config=config))
+    evaluate = jax.jit(functools.partial(training.eval_step, model=model, config=config))
+    for _ in range(60):
+        state, logs = step(state, batch, jax.random.key(0))
+    sums = evaluate(state.params, state.quantizer, batch)
+    snr = [float(sums[f"snr_{count}"] / sums["clips"]) for count in (1, 2, 4)]
+    assert snr[0] < snr[1] < snr[2] and snr[2] > 3
+    assert np.isfinite(logs["loss"]) and "output_scale" in state.params["decoder"]
+    assert np.min(np.mean(np.asarray(sums["usage"]) > 0, axis=-1)) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(model__rvq__envelope_codebooks=0), 'envelope_codebooks is 0: the architecture "gain_shape" needs'),
+        (dict(model__rvq__envelope_codebooks=4), "envelope_codebooks is 4 of 4: none is left"),
+        (dict(model__rvq__beams=0), "model.rvq.beams is 0, expected 1 to"),
+        (dict(model__latent_dim=N), f"latent_dim is {N}, expected 1 to 40 coefficients and {N} bands"),
+        (dict(model__gain_shape__hop_length=16), "16 coefficients are too few for 11 bands"),
+        (dict(model__gain_shape__lookahead=3), "lookahead is 3, expected 0 to kernel_size - 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides, message):
+    config = support.small_config("gain_shape", **overrides)
+    with pytest.raises(ValueError, match=message):
+        codec_module.from_config(config.model, config.fixes)
+
+
+def test_envelope_codebooks_belong_to_one_architecture():
+    config = support.small_config("gain_shape", model__architecture="mdct", model__latent_dim=8)
+    with pytest.raises(ValueError, match='"mdct" is another that has no envelope'):
+        codec_module.from_config(config.model, config.fixes)
