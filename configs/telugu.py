@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.experiment_name = "telugu"
     config.checkpoint_dir = "checkpoints"
+    config.init_from = ""  # a run or a file of a model of the same architecture, whose weights a new run starts from
     config.seed = 0
     config.num_epochs = 100
     config.batch_size = 16  # clips over all devices
@@ -79,6 +80,21 @@ def get_config() -> ml_collections.ConfigDict:
     fixes.no_tanh = True
     fixes.learnable_scale = True
     fixes.pure_mse = True
+
+    config.adversarial = adversarial = ml_collections.ConfigDict()
+    adversarial.share = 0.0  # of the gradient at the decoded audio, beside the other terms' 1; 0 leaves it out
+    adversarial.feature_weight = 2.0  # of feature matching beside the hinge
+    adversarial.start_step = 0  # until then the discriminators learn alone
+    adversarial.fft_lengths = (256, 512, 1024)  # of spectrogram discriminators
+    adversarial.periods = (2, 3, 5, 7, 11)  # of period discriminators, samples
+    adversarial.spectrogram_width = 32
+    adversarial.spectrogram_depth = 5
+    adversarial.period_width = 32
+    adversarial.period_depth = 5
+    adversarial.learning_rate = 3e-4
+    adversarial.b1 = 0.8
+    adversarial.b2 = 0.99
+    adversarial.clip_norm = 1.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 1e-3

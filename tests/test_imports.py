@@ -14,7 +14,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 # docs/architecture.md draws them. A module may import those of its own ring and of rings inside it.
 RINGS = (
     ("pcm", "recipe", "nn", "quantizers"),
-    ("codec", "training.step", "inference.trained", "inference.clips", "inference.functions", "inference.windows")
+    (
+        "codec",
+        "training.step",
+        "training.adversarial",
+        "inference.trained",
+        "inference.clips",
+        "inference.functions",
+        "inference.windows",
+    )
     + ("inference.streaming",),
     ("bitstream", "atomic", "workers", "audio", "bundled", "data", "evaluation", "inference", "training"),
     ("report", "export", "cli", "__main__"),

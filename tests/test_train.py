@@ -16,7 +16,7 @@ import train as driver
 from configs import tiny
 from jaxcodec import audio, codec, data
 from jaxcodec.training import checkpoint, run
-from tests import test_scalar
+from tests import test_adversarial, test_scalar
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +120,9 @@ def test_another_architecture_in_the_same_directory_is_refused_in_one_line(train
         run.train(config)
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(config, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(config, share, monkeypatch):
+    config.adversarial.update(test_adversarial.SIZES | {"share": share})
     config.experiment_name = "whole"
     run.train(config)
 
@@ -141,6 +143,25 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(
     directories = (f"{config.checkpoint_dir}/{name}/checkpoints" for name in ("whole", "halves"))
     whole, halves = (checkpoint.load_model(directory, best=False)[:2] for directory in directories)
     jax.tree.map(np.testing.assert_array_equal, whole, halves)
+
+
+def test_a_run_starts_from_the_weights_of_another_of_the_same_model(trained, config):
+    config.init_from = f"{trained[0].checkpoint_dir}/tiny"
+    splits = [data.open_split(config.data, split) for split in ("train", "validation")]
+
+    def start():
+        one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
+        return one.start(one.init_state())
+
+    state, (params, codebooks, _) = start(), checkpoint.load_model(f"{config.init_from}/checkpoints")
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    np.testing.assert_array_equal(state.quantizer.centroids, codebooks.centroids)
+    # The averages stand where the centroids are: an update without frames moves none.
+    np.testing.assert_array_equal(state.quantizer.sums / state.quantizer.counts[..., None], codebooks.centroids)
+    assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
+    config.model.width += 16
+    with pytest.raises(ValueError, match=r"has model.width = 32, this config says 48"):
+        start()
 
 
 def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):

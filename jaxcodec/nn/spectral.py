@@ -56,12 +56,17 @@ def stft_magnitude(audio: jax.Array, fft_length: int, hop_length: int, dtype=jnp
     are held in `dtype`; anything but float32 is there to study what half precision does to a spectral loss (XLA has no FFT
     below float32, so only the transform itself stays in float32).
     """
-    frames = _centered_frames(audio.astype(dtype), fft_length, hop_length)
-    window = jnp.asarray(np.hanning(fft_length + 1)[:-1], dtype)
-    spectrum = jnp.fft.rfft((frames * window[None, None]).astype(jnp.float32))
+    spectrum = stft(audio, fft_length, hop_length, dtype)
     power = (spectrum.real**2 + spectrum.imag**2).astype(dtype)
     # The floor keeps the gradient of the square root finite at digital silence.
     return jnp.sqrt(jnp.maximum(power, jnp.asarray(1e-12, dtype)))
+
+
+def stft(audio: jax.Array, fft_length: int, hop_length: int, dtype=jnp.float32) -> jax.Array:
+    """The Hann-windowed STFT that `stft_magnitude` takes magnitudes of, (B, S) to complex (B, T, fft_length // 2 + 1)."""
+    frames = _centered_frames(audio.astype(dtype), fft_length, hop_length)
+    window = jnp.asarray(np.hanning(fft_length + 1)[:-1], dtype)
+    return jnp.fft.rfft((frames * window[None, None]).astype(jnp.float32))
 
 
 def _centered_frames(audio, fft_length, hop_length):

@@ -1,8 +1,8 @@
 """Snapshots of a training run on disk or in a bucket: state and config in, state and config out (orbax).
 
 A snapshot holds three items: "model" (params, their moving average, the quantizer's state by the name of its collection),
-"optimizer" (step, optimizer state) and "config". The model can be restored without the optimizer, which is all that encoding
-and decoding need.
+"optimizer" (step, optimizer state, discriminators where there are any) and "config". The model can be restored without the
+optimizer, which is all that encoding and decoding need.
 """
 
 import json
@@ -77,7 +77,7 @@ class Checkpoints:
         if step is None:
             return None
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        _check_architecture(saved, self._config, self._manager.directory)
+        check_architecture(saved, self._config, self._manager.directory)
         template = jax.tree.map(np.asarray, template)
         restored = self._manager.restore(step, args=self._items(template, ocp.args.StandardRestore))
         model, optimizer = restored["model"], restored["optimizer"]
@@ -88,14 +88,16 @@ class Checkpoints:
             quantizer=model[self._collection],
             opt_state=optimizer["opt_state"],
             average=model["average"] or None,
+            adversary=optimizer.get("adversary"),
         )
 
     def _items(self, state, args, **others):
         # Orbax stores no None: an average that is switched off is an empty tree.
         model = {"params": state.params, "average": state.average or {}, self._collection: state.quantizer}
-        return ocp.args.Composite(
-            model=args(model), optimizer=args({"step": state.step, "opt_state": state.opt_state}), **others
-        )
+        optimizer = {"step": state.step, "opt_state": state.opt_state}
+        if state.adversary is not None:
+            optimizer["adversary"] = state.adversary
+        return ocp.args.Composite(model=args(model), optimizer=args(optimizer), **others)
 
 
 def load_model(directory: str, *, best: bool = True) -> tuple[dict, Any, ml_collections.ConfigDict]:
@@ -130,13 +132,14 @@ def _snr(metrics):
     return metrics["snr"]
 
 
-def _check_architecture(saved, current, directory):
+def check_architecture(saved: dict, current: dict, directory) -> None:
+    """Raises `ValueError` where the saved config of `directory` describes another model than the current one."""
     saved = saved | {"model": recipe.upgraded(saved["model"])}
     for section in ARCHITECTURE_SECTIONS:
         known = flax.traverse_util.flatten_dict(saved[section], sep=".")
         for name, value in flax.traverse_util.flatten_dict(current[section], sep=".").items():
             if known.get(name) != value:
                 raise ValueError(
-                    f"The checkpoint in {directory} has {section}.{name} = {known.get(name)}, this config says "
+                    f"The model in {directory} has {section}.{name} = {known.get(name)}, this config says "
                     f"{value}: give another --experiment_name or --checkpoint_dir, or the config it was trained with."
                 )

@@ -4,6 +4,7 @@ The one `pmap` of training stands here; the mathematics is in `training.step`.
 """
 
 import functools
+import json
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from jaxcodec import codec, data, pcm, quantizers
 from jaxcodec.bitstream import entropy
+from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers
 from jaxcodec.training import checkpoint, step, summaries
 
@@ -78,7 +80,7 @@ class Run:
     def loop(self, checkpoints, log_dir) -> dict:
         """Every epoch: train, evaluate, report, save."""
         fresh = self.init_state()
-        state = checkpoints.restore(fresh) or self.start_quantizer(fresh)
+        state = checkpoints.restore(fresh) or self.start(fresh)
         done = int(state.step)
         writer = summaries.SummaryWriter(log_dir, self.config) if jax.process_index() == 0 else None
         state = replicate(state)
@@ -107,20 +109,41 @@ class Run:
                     tqdm.write(summaries.format_report(*args), file=sys.stdout)
                     writer.epoch(done, summary, train_means, shares)
                     self.write_examples(writer, done, state)
-                # Where bits are a term of the loss, SNR alone could be had by spending them.
-                rated = "rate" in self.model.quantizer.penalties
-                checkpoints.save(first_replica(state), -summary["loss"] if rated else summary["snr"])
+                checkpoints.save(first_replica(state), self.score(summary, done))
         finally:
             batches.close()
             if writer is not None:
                 writer.close()
         return summary
 
+    def score(self, summary, done) -> float:
+        """What ranks a snapshot, the higher the better."""
+        if self.config.adversarial.share:
+            return float(done)  # what it is trained for, no figure of the report says: the last is the best
+        # Where bits are a term of the loss, SNR alone could be had by spending them.
+        return -summary["loss"] if "rate" in self.model.quantizer.penalties else summary["snr"]
+
     def init_state(self):
         """A fresh state from the config's seed."""
         average = self.config.optimizer.average_decay > 0
-        init = functools.partial(step.init_state, self.model, self.optimizer, average=average)
+        section = self.config.adversarial if self.config.adversarial.share else None
+        init = functools.partial(step.init_state, self.model, self.optimizer, average=average, discriminators=section)
         return jax.jit(init)(self.rng)
+
+    def start(self, state):
+        """The state that training begins with: the weights of `init_from`, or fresh ones with the quantizer started."""
+        if not self.config.init_from:
+            return self.start_quantizer(state)
+        trained = pretrained.load(self.config.init_from)
+        current = json.loads(self.config.to_json_best_effort())
+        known = json.loads(trained.config.to_json_best_effort())
+        checkpoint.check_architecture(known, current, self.config.init_from)
+        logging.info("Weights and codebooks from %s.", self.config.init_from)
+        return state.replace(
+            params=trained.params,
+            quantizer=self.model.quantizer.resumed(trained.constants),
+            average=None if state.average is None else trained.params,
+        )
 
     def start_quantizer(self, state):
         """A quantizer that has seen the latents of the first batches, where its kind and the config ask for it."""

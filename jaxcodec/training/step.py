@@ -16,6 +16,7 @@ from jax import lax
 from jaxcodec.codec import Codec
 from jaxcodec.nn import losses, metrics
 from jaxcodec.quantizers import interface
+from jaxcodec.training import adversarial
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -26,6 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     quantizer: Any  # its state, an empty dict where it has none
     opt_state: optax.OptState
     average: dict | None  # exponential moving average of params, None when switched off
+    adversary: adversarial.Adversary | None = None  # discriminators, None without adversarial training
 
 
 def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
@@ -44,8 +46,10 @@ def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
 
 
-def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, average: bool) -> TrainState:
-    """A fresh state."""
+def init_state(
+    model: Codec, optimizer: optax.GradientTransformation, rng, *, average: bool, discriminators=None
+) -> TrainState:
+    """A fresh state, with discriminators where it is given the section `adversarial` of a config."""
     params, quantizer = model.initial(rng)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -53,6 +57,7 @@ def init_state(model: Codec, optimizer: optax.GradientTransformation, rng, *, av
         quantizer=quantizer,
         opt_state=optimizer.init(params),
         average=params if average else None,
+        adversary=adversarial.init(rng, discriminators) if discriminators else None,
     )
 
 
@@ -68,12 +73,16 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     def loss_fn(params):
         output = model.apply(model.collections(params, state.quantizer), batch["audio"], batch["length"], rates)
         loss, terms = total_loss(output, batch["length"], config, axis_name)
+        if state.adversary is not None:
+            fooling, fooling_terms = _fooling_loss(state, output, batch["length"], config, axis_name)
+            loss, terms = loss + fooling, terms | fooling_terms
         return loss, (terms, output)
 
     grads, (terms, output) = jax.grad(loss_fn, has_aux=True)(state.params)
     grads = _sum(grads, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    adversary, adversary_logs = _update_adversary(state.adversary, output, batch["length"], config, axis_name)
     seen = output.quantized, output.frame_mask, row_keys
     new_state = TrainState(
         step=state.step + 1,
@@ -81,12 +90,64 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
         quantizer=model.quantizer.updated(state.quantizer, *seen, config=config, axis_name=axis_name),
         opt_state=opt_state,
         average=_track(state.average, params, state.step, config.optimizer.average_decay),
+        adversary=adversary,
     )
-    logs = terms | {
-        "grad_norm": optax.tree.norm(grads),
-        "output_scale": params["decoder"].get("output_scale", jnp.ones(())),
-    }
+    logs = (
+        terms
+        | adversary_logs
+        | {
+            "grad_norm": optax.tree.norm(grads),
+            "output_scale": params["decoder"].get("output_scale", jnp.ones(())),
+        }
+    )
     return new_state, logs
+
+
+def _fooling_loss(state, output, lengths, config, axis_name):
+    """This replica's share of what the codec wants of the discriminators, and the global terms for the log.
+
+    Its gradient at the decoded audio has `adversarial.share` of the norm of the other terms', from `start_step` on.
+    """
+    section = config.adversarial
+    weights = _clip_weights(lengths, axis_name)
+
+    def fooling(audio):
+        recorded, decoded = adversarial.judge(state.adversary.params, section, output.clipped, audio, lengths)
+        terms = adversarial.fooling_terms(recorded, decoded, weights, lengths, audio.shape[1])
+        return terms["adversarial"] + section.feature_weight * terms["feature"], terms
+
+    def others(audio):
+        return total_loss(output.replace(audio=audio), lengths, config, axis_name)[0]
+
+    audio = lax.stop_gradient(output.audio)
+    gradients = jax.grad(others)(audio), jax.grad(fooling, has_aux=True)(audio)[0]
+    norms = [jnp.sqrt(_sum(jnp.sum(gradient**2), axis_name)) for gradient in gradients]
+    share = jnp.where(state.step >= section.start_step, section.share, 0.0)
+    loss, terms = fooling(output.audio)
+    return share * norms[0] / jnp.maximum(norms[1], 1e-12) * loss, _sum(lax.stop_gradient(terms), axis_name)
+
+
+def _update_adversary(adversary, output, lengths, config, axis_name):
+    """The discriminators after a step, and their loss for the log."""
+    if adversary is None:
+        return None, {}
+    section = config.adversarial
+    weights = _clip_weights(lengths, axis_name)
+
+    def loss_fn(params):
+        audio = lax.stop_gradient(output.audio)
+        recorded, decoded = adversarial.judge(params, section, output.clipped, audio, lengths)
+        return adversarial.telling_loss(recorded, decoded, weights, lengths, audio.shape[1])
+
+    loss, grads = jax.value_and_grad(loss_fn)(adversary.params)
+    loss, grads = _sum((loss, grads), axis_name)
+    updates, opt_state = adversarial.make_optimizer(section).update(grads, adversary.opt_state)
+    return adversarial.Adversary(optax.apply_updates(adversary.params, updates), opt_state), {"discriminator": loss}
+
+
+def _clip_weights(lengths, axis_name):
+    """What each clip (B,) is of the mean over the global batch; nothing where there is no clip."""
+    return (lengths > 0) / jnp.maximum(_sum(jnp.sum(lengths > 0), axis_name), 1)
 
 
 def total_loss(output, lengths, config, axis_name=None):
@@ -118,8 +179,7 @@ def loss_bound(config, name: str) -> float:
 def loss_terms(output, lengths, config, axis_name=None) -> dict:
     """This replica's share of each term, before weights and bounds: their sum over replicas is the global term."""
     loss, relative = config.loss, config.loss.relative
-    num_clips = jnp.maximum(_sum(jnp.sum(lengths > 0), axis_name), 1)
-    clips = (lengths > 0) / num_clips
+    clips = _clip_weights(lengths, axis_name)
     mse = losses.waveform_error(
         output.clipped,
         output.audio,
