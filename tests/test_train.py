@@ -7,26 +7,15 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 import train as driver
 from configs import tiny
 from jaxcodec import audio, codec, data
 from jaxcodec.training import checkpoint, run
 from tests import test_adversarial, test_scalar
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one shape compile once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()  # which would go on writing, into a folder of these tests
 
 
 @pytest.fixture(scope="module")
