@@ -76,6 +76,32 @@ def test_what_lies_beyond_a_clip_is_no_part_of_the_terms():
     np.testing.assert_allclose(*terms, rtol=0.02, atol=0.03)
 
 
+def test_only_steps_that_a_clip_reaches_count():
+    steps = jnp.arange(8)[None, :, None]
+    real, fake = (
+        adversarial.discriminators.Judgement(jnp.where(steps < 6, near, 50.0) * jnp.ones((1, 8, 2)), [])
+        for near in (0.5, -0.25)
+    )
+    arguments = [real], [fake], jnp.ones(1), jnp.array([192]), 256
+    np.testing.assert_allclose(adversarial.telling_loss(*arguments), 0.5 + 0.75)
+    np.testing.assert_allclose(adversarial.fooling_terms(*arguments)["adversarial"], 0.25)
+
+
+def test_the_gradient_at_the_decoded_audio_is_the_share_of_that_of_the_other_terms():
+    b, batch = bench(share=0.3), support.make_batch()
+    variables = b.model.collections(b.state.params, b.state.quantizer)
+    output, lengths = jax.jit(b.model.apply)(variables, batch["audio"], batch["length"]), batch["length"]
+
+    def others(audio):
+        return training.total_loss(output.replace(audio=audio), lengths, b.config)[0]
+
+    def adversary(audio):
+        return training.step._fooling_loss(b.state, output.replace(audio=audio), lengths, b.config, None)[0]
+
+    norms = [np.linalg.norm(jax.jit(jax.grad(term))(output.audio)) for term in (adversary, others)]
+    np.testing.assert_allclose(norms[0], 0.3 * norms[1], rtol=1e-3)
+
+
 def test_hinge_is_2_for_who_knows_nothing_and_0_for_who_tells_all():
     known, unknown = (adversarial.discriminators.Judgement(jnp.full((1, 4, 4), x), []) for x in (1.5, 0.0))
     wrong = adversarial.discriminators.Judgement(jnp.full((1, 4, 4), -1.5), [])
