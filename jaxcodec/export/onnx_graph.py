@@ -104,10 +104,15 @@ class _Graph:
 def _run(graph, jaxpr, consts, inputs):
     """The values of a jaxpr's results, after its equations have become nodes."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(np.asarray, consts), *inputs], strict=True))
+
+    def read(v):
+        constant = isinstance(v, core.Literal)
+        return np.asarray(v.val, v.aval.dtype) if constant else values[v]
+
     for equation in jaxpr.eqns:
-        known = [np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v] for v in equation.invars]
-        values.update(zip(equation.outvars, _translate(graph, equation, known), strict=True))
-    return [np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v] for v in jaxpr.outvars]
+        results = _translate(graph, equation, [read(v) for v in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
 
 def _translate(graph, equation, inputs):
@@ -123,11 +128,10 @@ def _translate(graph, equation, inputs):
         return [np.asarray(x) for x in (results if equation.primitive.multiple_results else [results])]
     if name in _SAME:
         return [graph.add(_SAME[name], *inputs)]
-    if name == "top_k":
-        return _top_k(graph, equation, *inputs)
     if name not in _RULES:
         raise ValueError(f'ONNX export does not know the primitive "{name}": {equation}')
-    return [_RULES[name](graph, equation, *inputs)]
+    results = _RULES[name](graph, equation, *inputs)
+    return results if equation.primitive.multiple_results else [results]
 
 
 def _unrolled(graph, equation, inputs):
@@ -250,6 +254,7 @@ _RULES: dict[str, Callable] = {
     "stack": _stack,
     "square": lambda graph, e, x: graph.add("Mul", x, x),
     "squeeze": lambda graph, e, x: graph.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
+    "top_k": _top_k,
     "transpose": lambda graph, e, x: graph.add("Transpose", x, perm=e.params["permutation"]),
 }
 

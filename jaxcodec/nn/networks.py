@@ -81,6 +81,11 @@ def check_least(model, least: dict[str, int]):
             raise ValueError(f"model.{path} is {value}, expected at least {limit}.")
 
 
+def _check_lookahead(model, name):
+    if not 0 <= model[name].lookahead < model[name].kernel_size:
+        raise ValueError(f"model.{name}.lookahead is {model[name].lookahead}, expected 0 to kernel_size - 1.")
+
+
 def _mdct_mask(mask, hop_length):
     """Which frames exist (B, T, 1), from which samples do (B, S): frame t where block t - 1 or t does."""
     blocks = jnp.pad(mask[:, ::hop_length], ((0, 0), (1, 1)))  # (B, T + 1)
@@ -359,8 +364,7 @@ def _transform(model, output_scale):
     check_least(
         model, {"transform.hop_length": 1, "transform.kernel_size": 1, "transform.expansion": 1, "transform.depth": 0}
     )
-    if not 0 <= section.lookahead < section.kernel_size:
-        raise ValueError(f"model.transform.lookahead is {section.lookahead}, expected 0 to kernel_size - 1.")
+    _check_lookahead(model, "transform")
     if model.latent_dim != section.hop_length + layout.EXTRA:
         raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {layout.EXTRA}.")
     shared = dict(width=model.width, dtype=jnp.dtype(model.dtype))
@@ -374,8 +378,7 @@ def _gain_shape(model, output_scale):
     section = model.gain_shape
     least = {"hop_length": 1, "kernel_size": 1, "expansion": 1, "encoder_depth": 0, "decoder_depth": 0}
     check_least(model, {f"gain_shape.{name}": limit for name, limit in least.items()})
-    if not 0 <= section.lookahead < section.kernel_size:
-        raise ValueError(f"model.gain_shape.lookahead is {section.lookahead}, expected 0 to kernel_size - 1.")
+    _check_lookahead(model, "gain_shape")
     layout.check_bands(section.hop_length)
     if not layout.NUM_BANDS < model.latent_dim <= section.hop_length + layout.NUM_BANDS:
         raise ValueError(

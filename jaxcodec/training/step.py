@@ -92,14 +92,9 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
         average=_track(state.average, params, state.step, config.optimizer.average_decay),
         adversary=adversary,
     )
-    logs = (
-        terms
-        | adversary_logs
-        | {
-            "grad_norm": optax.tree.norm(grads),
-            "output_scale": params["decoder"].get("output_scale", jnp.ones(())),
-        }
-    )
+    logs = terms | adversary_logs
+    logs["grad_norm"] = optax.tree.norm(grads)
+    logs["output_scale"] = params["decoder"].get("output_scale", jnp.ones(()))
     return new_state, logs
 
 
@@ -124,7 +119,8 @@ def _fooling_loss(state, output, lengths, config, axis_name):
     norms = [jnp.sqrt(_sum(jnp.sum(gradient**2), axis_name)) for gradient in gradients]
     share = jnp.where(state.step >= section.start_step, section.share, 0.0)
     loss, terms = fooling(output.audio)
-    return share * norms[0] / jnp.maximum(norms[1], 1e-12) * loss, _sum(lax.stop_gradient(terms), axis_name)
+    weight = lax.stop_gradient(share * norms[0] / jnp.maximum(norms[1], 1e-12))
+    return weight * loss, _sum(lax.stop_gradient(terms), axis_name)
 
 
 def _update_adversary(adversary, output, lengths, config, axis_name):
