@@ -16,6 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling, and this halves it
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Lets the compiled programs of each file go: Linux gives a process 65,530 mappings, and XLA crashes without one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["mdct", "seanet"])
 def architecture(request):
     """Each of the two networks in turn."""

@@ -19,6 +19,14 @@ from jaxcodec.training import checkpoint, run
 from tests import test_adversarial, test_scalar
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs of one shape compile once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """A folder of short made recordings."""
@@ -154,6 +162,16 @@ def test_a_run_starts_from_the_weights_of_another_of_the_same_model(trained, con
     config.model.width += 16
     with pytest.raises(ValueError, match=r"has model.width = 32, this config says 48"):
         start()
+
+
+def test_the_last_snapshot_counts_as_the_best_where_discriminators_judge(config):
+    splits = [data.open_split(config.data, split) for split in ("train", "validation")]
+    ranks = []
+    for share in (0.0, 0.3):
+        config.adversarial.share = share
+        one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
+        ranks.append(one.score({"snr": 3.0, "loss": 1.0}, 40))
+    assert ranks == [3.0, 40.0]
 
 
 def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):
