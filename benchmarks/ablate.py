@@ -2,7 +2,7 @@
 
     python benchmarks/ablate.py --output docs/results/ablation.json --plots docs/images
 
-Two stages, on the bundled corpus: the flagship (`configs/telugu.py`), where each fix is undone, and the original balance
+Two stages, on the bundled corpus: `configs/telugu_mdct.py`, where each fix is undone, and the original balance
 (absolute errors, commitment 0.25, no identity path past the networks), where the output scale has to do what was promised of
 it. Every variant of a stage is trained for the same number of steps from the same seeds. Runs that are in the output already
 are not repeated: the command can be stopped and started again. Differences are paired by seed: with the same seed two
@@ -25,7 +25,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from configs import telugu
+from configs import telugu_mdct
 from jaxcodec import atomic, codec, data, training
 from jaxcodec.training import run as training_run
 
@@ -144,7 +144,7 @@ def train_missing(results, args):
 
 def measure(variant, seed, args):
     """One run of a variant."""
-    config = telugu.get_config()
+    config = telugu_mdct.get_config()
     config.update_from_flattened_dict(variant.overrides)
     config.seed, config.batch_size = seed, args.batch_size
     config.num_epochs, config.steps_per_epoch = args.reports, STEPS[variant.stage] // args.reports

@@ -1,9 +1,10 @@
 """Trains variants of a recipe for the same wall-clock time and tabulates what each reached on validation speech.
 
     python benchmarks/compare.py --minutes 6 --variants \
-        mdct-320: \
-        mdct-160:model.mdct.hop_length=160,model.rvq.num_codebooks=8 \
-        seanet-160:model.architecture=seanet,model.seanet.strides=(2,4,4,5),model.rvq.num_codebooks=8,model.width=32 \
+        telugu: \
+        tilt-0.4:model.gain_shape.tilt=0.4 \
+        mdct@configs/telugu_mdct.py: \
+        seanet@configs/telugu_mdct.py:model.architecture=seanet,model.width=32 \
         seed@configs/seed.py:
 
 A variant is NAME[@CONFIG]:KEY=VALUE,KEY=VALUE. Each gets as many steps as its measured speed allows in the time, with

@@ -168,7 +168,7 @@ def measure(models, clips, systems, processes, unreached) -> list[dict]:
 
 
 def ours(models, clips, unreached) -> Iterator[Decoded]:
-    """Every clip through both curves of a model for files, and through all numbers of codebooks of one for tokens.
+    """Every clip through both curves of a model for files, and through 1, 2, 4, ... codebooks of one for tokens.
 
     A rate that some clip cannot have is left out, and why is added to `unreached`: a mean over the rest is of other speech.
     """
@@ -184,11 +184,9 @@ def ours(models, clips, unreached) -> Iterator[Decoded]:
                     yield from decodings(system, setting, clips, coded, [each.decoded for each in coded])
     if "tokens" in models:
         codec = models["tokens"]
-        codes = [np.asarray(jaxcodec.encode(codec, clip)) for _, clip in clips]
-        for count in range(1, codec.num_codebooks + 1):
-            trips = [
-                files.round_trip(codec, code[:count], len(clip)) for code, (_, clip) in zip(codes, clips, strict=True)
-            ]
+        for count in codec.module.quantizer.rates:
+            codes = [np.asarray(jaxcodec.encode(codec, clip, count)) for _, clip in clips]
+            trips = [files.round_trip(codec, code, len(clip)) for code, (_, clip) in zip(codes, clips, strict=True)]
             coded = [peers.Coded(decoded, size, size) for decoded, size in trips]
             setting = f"{count} codebook{'s' * (count > 1)}"
             yield from decodings(TOKENS, setting, clips, coded, [each.decoded for each in coded])

@@ -40,7 +40,7 @@ MEASURES = ("snr", "segmental_snr", "pesq_wb", "estoi", "visqol")
 SHOWN = {  # settings of ours
     rate_distortion.FILES: ("5 kbit/s", "8 kbit/s", "12 kbit/s", "24 kbit/s"),
     rate_distortion.LEAST_SQUARES: ("8 kbit/s",),
-    rate_distortion.TOKENS: ("1 codebook", "2 codebooks", "4 codebooks", "8 codebooks"),
+    rate_distortion.TOKENS: ("1 codebook", *(f"{count} codebooks" for count in (2, 4, 8, 16))),
 }
 PEER_KBPS = (8, 16)  # near which the others are shown
 PROMISED_KBPS, PROMISED_SNR, PCM_KBPS = 8, 35, 256

@@ -8,12 +8,12 @@ MSE + 0.01 perceptual + VQ with absolute errors, strided convolutions on samples
 
 import ml_collections
 
-from configs import telugu
+from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The flagship's recipe with what the original notes fix put back."""
-    config = telugu.get_config()
+    config = telugu_mdct.get_config()
     config.experiment_name = "seed"
     config.num_epochs = 100
     config.batch_size = 16

@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning of `telugu_tokens.py`: discriminators judge what it decodes.
+"""Adversarial fine-tuning of `telugu.py`: discriminators judge what it decodes.
 
 Starts from the best snapshot of that run; encoder, codes and decoder move on. Two sizes:
 
@@ -8,16 +8,16 @@ Starts from the best snapshot of that run; encoder, codes and decoder move on. T
 
 import ml_collections
 
-from configs import telugu_tokens
+from configs import telugu
 
 
 def get_config(size: str = "small") -> ml_collections.ConfigDict:
     """The recipe of the tokens with an adversary, "small" or "full"."""
     if size not in ("small", "full"):
         raise ValueError(f'configs/telugu_gan.py comes in "small" and "full", not "{size}".')
-    config = telugu_tokens.get_config()
+    config = telugu.get_config()
     config.experiment_name = "telugu_gan"
-    config.init_from = "checkpoints/telugu_tokens"
+    config.init_from = "checkpoints/telugu"
     config.num_epochs = 10
 
     config.adversarial.share = 0.3

@@ -8,12 +8,12 @@ fills in what was rounded away. The rate follows the speech and the quality that
 
 import ml_collections
 
-from configs import telugu
+from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe of the flagship with another transform, quantizer and balance."""
-    config = telugu.get_config()
+    config = telugu_mdct.get_config()
     config.experiment_name = "telugu_vbr"
     config.batch_size = 12
 

@@ -7,12 +7,12 @@
 
 import ml_collections
 
-from configs import telugu
+from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The flagship's recipe with everything made small."""
-    config = telugu.get_config()
+    config = telugu_mdct.get_config()
     config.experiment_name = "tiny"
     config.num_epochs = 2
     config.batch_size = 8

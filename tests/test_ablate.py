@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablate
-from configs import telugu
+from configs import telugu_mdct
 from tests import support
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,12 +25,12 @@ def test_each_fix_is_undone_alone_and_every_variant_is_a_recipe_with_a_baseline(
     variants = ablate.variants()
     undone = [[k for k in v.overrides if k.startswith("fixes.")] for v in variants if v.stage == "flagship"]
     assert sorted(keys[0] for keys in undone if len(keys) == 1) == sorted(
-        f"fixes.{fix}" for fix in telugu.get_config().fixes
+        f"fixes.{fix}" for fix in telugu_mdct.get_config().fixes
     )
     assert max(map(len, undone)) == 8
     assert len({(v.stage, v.name) for v in variants}) == len(variants)
     for variant in variants:
-        config = telugu.get_config().lock()
+        config = telugu_mdct.get_config().lock()
         config.update_from_flattened_dict(variant.overrides)
         assert variant.baseline in [v.name for v in variants if v.stage == variant.stage]
 
@@ -105,7 +105,7 @@ def test_a_step_is_broken_if_its_loss_or_its_gradient_is_not_finite():
 
 def test_a_run_is_measured_as_it_went(monkeypatch):
     config = support.small_config(data__crop_seconds=0.25, model__mdct__hop_length=160).unlock()
-    monkeypatch.setattr(ablate.telugu, "get_config", config.copy_and_resolve_references)
+    monkeypatch.setattr(ablate.telugu_mdct, "get_config", config.copy_and_resolve_references)
     batches = ablate.training_run.Run.validation_batches
     monkeypatch.setattr(ablate.training_run.Run, "validation_batches", lambda run: itertools.islice(batches(run), 1))
     monkeypatch.setitem(ablate.STEPS, "flagship", 10)

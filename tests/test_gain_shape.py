@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jaxcodec
+from configs import telugu
 from jaxcodec import codec as codec_module, training
-from jaxcodec.nn import envelope
+from jaxcodec.nn import envelope, networks, spectral
 from jaxcodec.quantizers import layout, rvq
 from tests import support
 
@@ -154,6 +155,23 @@ def test_a_stream_a_batch_and_a_file_have_the_codes_and_the_sound_of_the_clip():
     assert codec.delay == 2 * codec.hop_length
 
 
+def test_where_only_the_envelope_is_told_it_is_filled_with_noise_of_its_level():
+    codec = support.untrained_codec(architecture="gain_shape", model__causal=True)
+    bands = np.full((400, N), -40, np.float32) + 4 * normal(400, N)
+    bands[200:, :5] -= 20
+    latents = np.concatenate([np.zeros((400, codec.module.latent_dim - N), np.float32), bands], axis=-1)
+    decoded = jaxcodec.synthesize(codec, latents)
+    spectrum = spectral.mdct(decoded[None], F)
+    for half in (slice(5, 195), slice(205, 395)):
+        power = np.mean(10 ** (envelope.band_decibels(spectrum[:, half]) / 10), axis=(0, 1))
+        told = np.mean(10 ** (bands[half] / 10), axis=0)
+        np.testing.assert_allclose(10 * np.log10(power / told), networks.NOISE_DB, atol=4)
+    frames = np.asarray(spectrum[0, 5:195])
+    assert abs(np.corrcoef(frames[1:].ravel(), frames[:-1].ravel())[0, 1]) < 0.05
+    later = jaxcodec.synthesize(codec, latents[100:])  # what is before a frame does not change its noise
+    np.testing.assert_allclose(later[20 * F :], decoded[120 * F :], atol=1e-6)
+
+
 def test_it_learns_as_the_others_do():
     config = support.small_config("gain_shape", optimizer__learning_rate=3e-3, quantizer__decay=0.8)
     model = support.make_model(config)
@@ -168,6 +186,31 @@ def test_it_learns_as_the_others_do():
     assert snr[0] < snr[1] < snr[2] and snr[2] > 3
     assert np.isfinite(logs["loss"]) and "output_scale" in state.params["decoder"]
     assert np.min(np.mean(np.asarray(sums["usage"]) > 0, axis=-1)) > 0.5
+
+
+def test_a_model_of_fewer_codebooks_starts_from_the_first_ones_of_a_larger():
+    codec = trained()
+    fewer = support.make_model(support.small_config("gain_shape", model__rvq__num_codebooks=3))
+    state = fewer.quantizer.resumed(codec.constants)
+    assert {name: part.centroids.shape[0] for name, part in state.items()} == {"envelope": 1, "shape": 2}
+    for name, part in state.items():
+        expected = codec.constants[name]["centroids"][: len(part.centroids)]
+        np.testing.assert_array_equal(part.centroids, expected)
+        np.testing.assert_array_equal(part.sums / part.counts[..., None], expected)
+
+
+@pytest.mark.parametrize("preset", telugu.CODEBOOKS)
+def test_a_preset_has_the_rate_of_its_name(preset):
+    config = telugu.get_config(preset)
+    frames = config.model.sample_rate / config.model.gain_shape.hop_length
+    bits = config.model.rvq.num_codebooks * np.log2(config.model.rvq.codebook_size)
+    assert f"{frames * bits / 1000:g}kbps" == preset
+    assert (config.experiment_name == "telugu") == (config.quantizer.dropout > 0) == (preset == "8kbps")
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match='has the presets 8kbps, 4kbps, 2kbps, not "3kbps"'):
+        telugu.get_config("3kbps")
 
 
 @pytest.mark.parametrize(

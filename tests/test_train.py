@@ -159,19 +159,25 @@ def test_a_run_starts_from_the_weights_of_another_of_the_same_model(trained, con
     # The averages stand where the centroids are: an update without frames moves none.
     np.testing.assert_array_equal(state.quantizer.sums / state.quantizer.counts[..., None], codebooks.centroids)
     assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
+    config.model.rvq.num_codebooks = 3
+    np.testing.assert_array_equal(start().quantizer.centroids, codebooks.centroids[:3])
+    config.model.rvq.num_codebooks = 5
+    with pytest.raises(ValueError, match=r"has model.rvq.num_codebooks = 4, this config says 5"):
+        start()
+    config.model.rvq.num_codebooks = 4
     config.model.width += 16
     with pytest.raises(ValueError, match=r"has model.width = 32, this config says 48"):
         start()
 
 
-def test_the_last_snapshot_counts_as_the_best_where_discriminators_judge(config):
+def test_what_makes_a_snapshot_the_best_follows_what_is_trained_for(config):
     splits = [data.open_split(config.data, split) for split in ("train", "validation")]
     ranks = []
-    for share in (0.0, 0.3):
-        config.adversarial.share = share
+    for share, loudness in ((0.0, 0.0), (0.0, 0.3), (0.3, 0.3)):
+        config.adversarial.share, config.loss.loudness_weight = share, loudness
         one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
         ranks.append(one.score({"snr": 3.0, "loss": 1.0}, 40))
-    assert ranks == [3.0, 40.0]
+    assert ranks == [3.0, -1.0, 40.0]
 
 
 def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):

@@ -14,8 +14,10 @@ from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022
 
-_NAMES = "add", "and", "asinh", "div", "exp", "log", "max", "min", "mul", "neg", "or", "pow", "sign", "sub", "tanh"
-_SAME = {name: name.capitalize() for name in _NAMES} | {"eq": "Equal", "gt": "Greater", "lt": "Less"}  # one node each
+# One node each.
+_OF_ONE = "asinh", "exp", "log", "neg", "sign", "sin", "tanh"
+_OF_TWO = "add", "and", "div", "max", "min", "mul", "or", "pow", "sub"
+_SAME = {name: name.capitalize() for name in _OF_ONE + _OF_TWO} | {"eq": "Equal", "gt": "Greater", "lt": "Less"}
 
 
 def convert(function, arguments: dict, results: tuple[str, ...], metadata: dict) -> onnx.ModelProto:

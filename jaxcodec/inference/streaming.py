@@ -113,7 +113,10 @@ def _encode_step(codec, state, chunk, rate):
     samples = jnp.concatenate([_with_batch(state.samples, 1), batched], axis=1)
     num_frames = batched.shape[1] // codec.hop_length
     starts, stops = _span(samples, (past - state.encoded) * codec.hop_length)
-    codes = functions.encode_window((codec, rate), samples, starts, stops)[:, past:]
+    latents = functions.latents_window(codec, samples, starts, stops)
+    first = past - codec.module.quantizer.context  # a search among codebooks costs more than the network
+    span = starts // codec.hop_length - first, codec.num_frames(stops) - first
+    codes = functions.quantize_window((codec, rate), latents[:, first:], *span)[:, past - first :]
     new_state = state.replace(
         samples=samples[:, -state.samples.shape[-1] :].reshape(state.samples.shape),
         encoded=jnp.minimum(state.encoded + num_frames, past),

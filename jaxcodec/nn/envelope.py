@@ -37,7 +37,7 @@ def band_decibels(spectrum: jax.Array) -> jax.Array:
 
 def decibels(envelope: jax.Array, num_bins: int) -> jax.Array:
     """The envelope (B, T, N) at every coefficient, (B, T, F) in dB."""
-    return _interpolated(envelope * layout.LEVEL_DB, num_bins)
+    return interpolated(envelope * layout.LEVEL_DB, num_bins)
 
 
 def step_decibels(envelope: jax.Array, quality: jax.Array, shaping: jax.Array, num_bins: int) -> jax.Array:
@@ -53,13 +53,13 @@ def unit_scales(bands: jax.Array, tilt: float, num_bins: int) -> jax.Array:
     A scale follows the envelope by the share `tilt` in dB; a spectrum that is as the envelope says has a mean power of one
     a coefficient after it.
     """
-    fine = _interpolated(bands, num_bins)
+    fine = interpolated(bands, num_bins)
     rest = (1 - tilt) * fine
     top = jnp.max(rest, axis=-1, keepdims=True)
     power = top + 10 * jnp.log10(jnp.mean(10 ** ((rest - top) / 10), axis=-1, keepdims=True))
     return 10 ** ((tilt * fine + power) / 20)
 
 
-def _interpolated(bands, num_bins):
-    """Bands (B, T, N) at every coefficient, (B, T, F)."""
+def interpolated(bands, num_bins):
+    """Bands (B, T, N) in dB at every coefficient, (B, T, F)."""
     return jnp.matmul(bands, layout.interpolation(num_bins), precision=lax.Precision.HIGHEST)

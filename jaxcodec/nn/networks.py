@@ -13,9 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxcodec.nn import envelope, layers, spectral
 from jaxcodec.quantizers import layout
+
+NOISE_DB = -15  # level of filled-in noise against the envelope before anything is learned
 
 
 class Network(Protocol):
@@ -223,7 +227,7 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
 class GainShapeAnalysis(_MDCTNetwork):
     """The lowest coefficients of an MDCT and the power of its bands in dB, for `quantizers.gain_shape`.
 
-    ConvNeXt blocks that see the spectrum without its level add to the coefficients.
+    ConvNeXt blocks that see the spectrum without its level turn the coefficients to what is worth coding.
     """
 
     latent_dim: int
@@ -241,14 +245,19 @@ class GainShapeAnalysis(_MDCTNetwork):
         coefficients = spectrum[..., :num_coefficients]
         if self.depth:
             scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
-            inputs = jnp.arcsinh(spectrum / scales), bands / 20
+            shape = spectrum / scales
+            inputs = jnp.arcsinh(shape), bands / 20
             offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_coefficients)
-            coefficients += offsets * scales[..., :num_coefficients]
+            coefficients = _turned(shape[..., :num_coefficients], offsets) * scales[..., :num_coefficients]
         return jnp.concatenate([coefficients, bands], axis=-1) * mask
 
 
 class GainShapeSynthesis(_MDCTSynthesisNetwork):
-    """What `quantizers.gain_shape` gives, improved by ConvNeXt blocks that know the envelope, then the inverse MDCT."""
+    """What `quantizers.gain_shape` gives, improved by ConvNeXt blocks that know the envelope, then the inverse MDCT.
+
+    Beside what they add to the coefficients stands noise, at a level in each band that they say against the envelope: speech
+    that no code tells sounds, and is understood, better as noise than as silence (noise filling).
+    """
 
     tilt: float
 
@@ -260,10 +269,31 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
         missing = self.hop_length + layout.NUM_BANDS - latents.shape[-1]
         coefficients = jnp.pad(latents[..., : -layout.NUM_BANDS], ((0, 0), (0, 0), (0, missing)))
         num_coefficients = self.hop_length - missing
-        inputs = jnp.arcsinh((coefficients / scales)[..., :num_coefficients]), bands / 20
-        offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, self.hop_length)
-        spectrum = (coefficients + offsets * scales) / self.latent_gain
+        shape = (coefficients / scales)[..., :num_coefficients]
+        inputs = jnp.concatenate([jnp.arcsinh(shape), bands / 20], axis=-1)
+        outputs = self.blocks(inputs, mask, self.hop_length + layout.NUM_BANDS)
+        offsets, levels = outputs[..., : self.hop_length], outputs[..., self.hop_length :]
+        noise = 10 ** (envelope.interpolated(bands + NOISE_DB + 10 * levels, self.hop_length) / 20)
+        noise *= _noise(inputs, self.hop_length)
+        spectrum = (coefficients + offsets * scales + noise) / self.latent_gain
         return spectral.imdct(spectrum * mask, num_samples)
+
+
+def _turned(vectors, offsets):
+    """Vectors (..., C) with offsets added, as long as before: their level is the envelope's to tell, and cannot drift."""
+    turned = vectors + offsets
+    power, before = (jnp.sum(x**2, axis=-1, keepdims=True) for x in (turned, vectors))
+    return turned * jnp.sqrt((before + 1e-8) / (power + 1e-8))
+
+
+def _noise(frames, num_bins):
+    """Noise of unit power, frames (B, T, C) to (B, T, num_bins): sines of many turns, of constant mixtures of a frame.
+
+    It is made of a frame's content alone, so streams and windows of a recording have the same.
+    """
+    mixtures = 4 * np.random.RandomState(0).standard_normal((frames.shape[-1], num_bins)).astype(np.float32)
+    turns = jnp.matmul(lax.stop_gradient(frames), mixtures, precision=lax.Precision.HIGHEST)
+    return math.sqrt(2) * jnp.sin(turns)
 
 
 class _SEANetwork(nn.Module):

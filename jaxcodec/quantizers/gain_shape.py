@@ -101,7 +101,8 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         return {name: super(GainShapeQuantizer, self).state_of(part) for name, part in constants.items()}
 
     def resumed(self, constants):
-        return {name: super(GainShapeQuantizer, self).resumed(part) for name, part in constants.items()}
+        counts = {"envelope": self.num_envelope, "shape": self.num_codebooks - self.num_envelope}
+        return {name: self._averaged(constants[name]["centroids"][: counts[name]]) for name in counts}
 
 
 def _split(latents):

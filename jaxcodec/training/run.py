@@ -120,8 +120,9 @@ class Run:
         """What ranks a snapshot, the higher the better."""
         if self.config.adversarial.share:
             return float(done)  # what it is trained for, no figure of the report says: the last is the best
-        # Where bits are a term of the loss, SNR alone could be had by spending them.
-        return -summary["loss"] if "rate" in self.model.quantizer.penalties else summary["snr"]
+        # Where bits are a term of the loss, SNR could be had by spending them; where loudness is, at the cost of the ear.
+        judged_by_loss = "rate" in self.model.quantizer.penalties or self.config.loss.loudness_weight
+        return -summary["loss"] if judged_by_loss else summary["snr"]
 
     def init_state(self):
         """A fresh state from the config's seed."""
@@ -137,6 +138,9 @@ class Run:
         trained = pretrained.load(self.config.init_from)
         current = json.loads(self.config.to_json_best_effort())
         known = json.loads(trained.config.to_json_best_effort())
+        if "rvq" in current["model"] and "rvq" in known["model"]:  # of more codebooks the first ones are taken
+            most = current["model"]["rvq"]["num_codebooks"]
+            known["model"]["rvq"]["num_codebooks"] = min(known["model"]["rvq"]["num_codebooks"], most)
         checkpoint.check_architecture(known, current, self.config.init_from)
         logging.info("Weights and codebooks from %s.", self.config.init_from)
         return state.replace(
