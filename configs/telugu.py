@@ -7,7 +7,7 @@ codes lack, and how much noise; 60 ms of latency.
     python train.py --config configs/telugu.py                         # the bundled sample corpus
     python train.py --config configs/telugu.py --data_dir recordings/  # your own
 
-Presets for one rate, fewer tokens a second and better at them than the first codebooks of the flagship are:
+Presets for one rate have fewer codebooks, and none that is ever dropped:
 
     python train.py --config configs/telugu.py:2kbps --config.init_from=tokens --data_dir recordings/  # or 4kbps
 """
@@ -64,9 +64,9 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     quantizer.decay = 0.99
     quantizer.revive_below = 0.2  # of uniform usage
     quantizer.revivals_per_step = 128  # at most, in each codebook
-    quantizer.dropout = (
-        0.5 if preset == "8kbps" else 0.0
-    )  # share of the clips decoded from a random number of codebooks
+    quantizer.dropout = 0.5  # share of the clips decoded from a random number of codebooks
+    if preset != "8kbps":
+        quantizer.dropout = 0.0
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.relative = True  # errors over the clip's energy, commitment over the latents'
