@@ -38,7 +38,7 @@ def test_the_readmes_example_runs_with_the_bundled_model(folder):
     names = {}
     exec(block, names)
     speech, decoded = names["speech"], audio.load("decoded.wav")
-    assert names["codes"].shape == (8, names["codec"].num_frames(len(speech)))
+    assert names["codes"].shape == (16, names["codec"].num_frames(len(speech)))
     assert len(decoded) == len(speech)
     assert 10 * np.log10(np.sum(speech**2) / np.sum((speech - decoded) ** 2)) > 6
 
