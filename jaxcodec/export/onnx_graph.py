@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022
 
 # One node each.
-_OF_ONE = "asinh", "exp", "log", "neg", "sign", "sin", "tanh"
+_OF_ONE = "asinh", "exp", "log", "neg", "sign", "sin", "sqrt", "tanh"
 _OF_TWO = "add", "and", "div", "max", "min", "mul", "or", "pow", "sub"
 _SAME = {name: name.capitalize() for name in _OF_ONE + _OF_TWO} | {"eq": "Equal", "gt": "Greater", "lt": "Less"}
 
@@ -254,6 +254,7 @@ _RULES: dict[str, Callable] = {
     "select_n": lambda graph, e, which, no, yes: graph.add("Where", which, yes, no),
     "slice": _slice,
     "stack": _stack,
+    "stop_gradient": lambda graph, e, x: x,
     "square": lambda graph, e, x: graph.add("Mul", x, x),
     "squeeze": lambda graph, e, x: graph.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
     "top_k": _top_k,
