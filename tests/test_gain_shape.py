@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +171,32 @@ def test_where_only_the_envelope_is_told_it_is_filled_with_noise_of_its_level():
     assert abs(np.corrcoef(frames[1:].ravel(), frames[:-1].ravel())[0, 1]) < 0.05
     later = jaxcodec.synthesize(codec, latents[100:])  # what is before a frame does not change its noise
     np.testing.assert_allclose(later[20 * F :], decoded[120 * F :], atol=1e-6)
+
+
+def test_the_decoder_says_how_loud_the_noise_of_a_band_is():
+    codec = support.untrained_codec(architecture="gain_shape", model__causal=True)
+    bands = np.full((100, N), -40, np.float32) + 4 * normal(100, N)
+    latents = np.concatenate([np.zeros((100, codec.module.latent_dim - N), np.float32), bands], axis=-1)
+    params = flax.traverse_util.flatten_dict(codec.params)
+    bias = "decoder", "network", "output", "bias"
+    louder = flax.traverse_util.unflatten_dict(params | {bias: jnp.asarray(params[bias]).at[-1].add(2)})
+    before, after = (
+        envelope.band_decibels(spectral.mdct(jaxcodec.synthesize(each, latents)[None], F))[0, 5:-5].mean(axis=0)
+        for each in (codec, codec.replace(params=louder))
+    )
+    assert 17 < after[-1] - before[-1] < 20  # 20 dB in the middle of the band, on its way to the next one's at the edge
+    np.testing.assert_allclose(after[:4], before[:4], atol=0.5)
+
+
+def test_the_encoder_turns_a_shape_and_keeps_its_length():
+    codec = trained()
+    plain = jaxcodec.latents(trained(model__gain_shape__encoder_depth=0), speech())
+    latents = jaxcodec.latents(codec, speech())
+    np.testing.assert_array_equal(latents[:, -N:], plain[:, -N:])
+    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), latents[:, -N:])
+    turned, shape = (np.asarray(x[:, :-N] / scales) for x in (latents, plain))
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(shape, axis=-1), rtol=1e-3)
+    assert np.abs(turned - shape).max() > 0.1
 
 
 def test_it_learns_as_the_others_do():

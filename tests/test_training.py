@@ -185,9 +185,10 @@ def test_a_loss_that_is_not_finite_shows_in_the_log(cause):
     assert not np.isfinite(b.step(state, batch, RNG)[1]["loss"])
 
 
-@pytest.mark.parametrize(("name", "steps"), [("mdct", 40), ("seanet", 80)])
-def test_a_short_overfit_raises_the_snr_with_one_compilation_and_no_dead_parameter(name, steps):
-    config = support.small_config(name, quantizer__dropout=0.0, loss__perceptual_weight=0.0)
+@pytest.mark.parametrize("name", ["mdct", "seanet"])
+def test_a_short_overfit_raises_the_snr_with_one_compilation_and_no_dead_parameter(name):
+    steps = 80
+    config = support.small_config(name, quantizer__dropout=0.25, loss__perceptual_weight=0.0)
     model, optimizer = support.make_model(config), optax.adam(1e-2)
     step = functools.partial(training.train_step, model=model, optimizer=optimizer, config=config)
     step = jax.jit(step, donate_argnums=0)
