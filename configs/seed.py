@@ -12,7 +12,7 @@ from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The flagship's recipe with what the original notes fix put back."""
+    """The recipe of `telugu_mdct.py` with what the original notes fix put back."""
     config = telugu_mdct.get_config()
     config.experiment_name = "seed"
     config.num_epochs = 100

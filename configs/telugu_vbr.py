@@ -12,7 +12,7 @@ from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The recipe of the flagship with another transform, quantizer and balance."""
+    """The recipe of `telugu_mdct.py` with another transform, quantizer and balance."""
     config = telugu_mdct.get_config()
     config.experiment_name = "telugu_vbr"
     config.batch_size = 12

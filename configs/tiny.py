@@ -1,4 +1,4 @@
-"""Seconds on a CPU: the flagship's every mechanism at toy size, for tests and for trying an installation.
+"""Seconds on a CPU: every mechanism of `telugu_mdct.py` at toy size, for tests and for trying an installation.
 
 100 frames/s x 4 codebooks x 6 bits = 2400 bit/s; expect 2 to 3 dB.
 
@@ -11,7 +11,7 @@ from configs import telugu_mdct
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The flagship's recipe with everything made small."""
+    """The recipe of `telugu_mdct.py` with everything made small."""
     config = telugu_mdct.get_config()
     config.experiment_name = "tiny"
     config.num_epochs = 2

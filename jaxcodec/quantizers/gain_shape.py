@@ -22,6 +22,10 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     num_bins: int = 320
     tilt: float = 0.3
 
+    @property
+    def _num_shape(self):
+        return self.num_codebooks - self.num_envelope
+
     def _initial(self):
         def init(rng, num_codebooks, dim):
             return rvq.init_codebooks(rng, num_codebooks, self.size, dim, self.init_scale)
@@ -29,7 +33,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         rngs = jax.random.split(self.make_rng("params"))
         return {
             "envelope": init(rngs[0], self.num_envelope, layout.NUM_BANDS),
-            "shape": init(rngs[1], self.num_codebooks - self.num_envelope, self.dim - layout.NUM_BANDS),
+            "shape": init(rngs[1], self._num_shape, self.dim - layout.NUM_BANDS),
         }
 
     def __call__(self, latents, rates=None, frame_mask=None):
@@ -92,7 +96,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         codes = rvq.quantize(bands[None], state["envelope"].centroids).codes
         told = rvq.dequantize(codes, state["envelope"].centroids)[0]
         shape = coefficients / self._scales(told)
-        return state | {"shape": kmeans(rngs[1], shape, self.num_codebooks - self.num_envelope, self.size)}
+        return state | {"shape": kmeans(rngs[1], shape, self._num_shape, self.size)}
 
     def constants(self, state):
         return {name: super(GainShapeQuantizer, self).constants(state[name]) for name in state}
@@ -101,7 +105,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         return {name: super(GainShapeQuantizer, self).state_of(part) for name, part in constants.items()}
 
     def resumed(self, constants):
-        counts = {"envelope": self.num_envelope, "shape": self.num_codebooks - self.num_envelope}
+        counts = {"envelope": self.num_envelope, "shape": self._num_shape}
         return {name: self._averaged(constants[name]["centroids"][: counts[name]]) for name in counts}
 
 
