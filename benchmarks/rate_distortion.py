@@ -184,11 +184,9 @@ def ours(models, clips, unreached) -> Iterator[Decoded]:
                     yield from decodings(system, setting, clips, coded, [each.decoded for each in coded])
     if "tokens" in models:
         codec = models["tokens"]
-        codes = [np.asarray(jaxcodec.encode(codec, clip)) for _, clip in clips]
         for count in codec.module.quantizer.rates:
-            trips = [
-                files.round_trip(codec, code[:count], len(clip)) for code, (_, clip) in zip(codes, clips, strict=True)
-            ]
+            codes = [np.asarray(jaxcodec.encode(codec, clip, count)) for _, clip in clips]
+            trips = [files.round_trip(codec, code, len(clip)) for code, (_, clip) in zip(codes, clips, strict=True)]
             coded = [peers.Coded(decoded, size, size) for decoded, size in trips]
             setting = f"{count} codebook{'s' * (count > 1)}"
             yield from decodings(TOKENS, setting, clips, coded, [each.decoded for each in coded])

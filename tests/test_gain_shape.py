@@ -78,6 +78,16 @@ def test_as_many_beams_as_centroids_find_the_best_pair():
     assert not np.array_equal(np.moveaxis(rvq.search(latents, centroids, 1), 1, 2), best)
 
 
+def test_each_clip_has_the_best_codes_of_its_own_number_of_codebooks():
+    latents, centroids = normal(3, 60, 4), normal(4, 6, 4, seed=1)
+    codes = np.asarray(rvq.search(latents, centroids, 3, jnp.asarray([0, 2, 4])))
+    assert not codes[0].any() and not codes[1, 2:].any()
+    fewer, more = (np.asarray(rvq.search(latents, centroids[:count], 3)) for count in (2, 4))
+    np.testing.assert_array_equal(codes[1, :2], fewer[1])
+    np.testing.assert_array_equal(codes[2], more[2])
+    assert not np.array_equal(fewer[1], more[1, :2])
+
+
 def test_more_beams_leave_less_error():
     latents, centroids = normal(2, 200, 8), normal(6, 16, 8, seed=1) * 0.8 ** np.arange(6)[:, None, None]
     errors = []
@@ -138,6 +148,20 @@ def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does
     np.testing.assert_allclose(commitment(latents), np.sum(left**2), rtol=1e-4)
 
 
+def test_fewer_codebooks_are_searched_on_their_own():
+    codec, clip = trained(model__rvq__beams=3), speech(6400)
+    codes = np.asarray(jaxcodec.encode(codec, clip))
+    latents, bands = np.asarray(jaxcodec.latents(codec, clip)), np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, -N:]
+    shape = latents[:, :-N] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
+    for count in (1, 2, 3):
+        fewer = np.asarray(jaxcodec.encode(codec, clip, count))
+        np.testing.assert_array_equal(fewer[0], codes[0])
+        if count > 1:
+            expected = rvq.search(shape[None], codec.constants["shape"]["centroids"][: count - 1], 3)
+            np.testing.assert_array_equal(fewer[1:], expected[0])
+    assert not np.array_equal(fewer, codes[:3])
+
+
 def test_a_stream_a_batch_and_a_file_have_the_codes_and_the_sound_of_the_clip():
     codec = trained(model__rvq__beams=3, model__gain_shape__lookahead=1)
     clip = speech(64 * codec.hop_length)
@@ -145,7 +169,7 @@ def test_a_stream_a_batch_and_a_file_have_the_codes_and_the_sound_of_the_clip():
     greedy = trained(model__gain_shape__lookahead=1)
     assert not np.array_equal(codes, jaxcodec.encode(greedy, clip))
     np.testing.assert_array_equal(jaxcodec.encode(codec, [clip, clip[:100]])[0], codes)
-    np.testing.assert_array_equal(jaxcodec.encode(codec, clip, 2), codes[:2])
+    np.testing.assert_array_equal(jaxcodec.encode(greedy, clip, 2), jaxcodec.encode(greedy, clip)[:2])
     state, parts = jaxcodec.init_stream(codec), []
     for start in range(0, len(clip), 4 * codec.hop_length):
         state, part = jaxcodec.encode_step(codec, state, clip[start : start + 4 * codec.hop_length])

@@ -89,7 +89,6 @@ def columns(codec: inference.TrainedCodec, rate) -> dict:
 def _round_trips(codec, clips, rates, code_counts, failures):
     """What is known of each clip at each rate before it is measured, the clip, and what comes back of it."""
     for name, clip in clips:
-        codes = None
         for rate in rates:
             row = {"clip": name} | columns(codec, rate)
             if isinstance(rate, AtKbps):
@@ -102,12 +101,10 @@ def _round_trips(codec, clips, rates, code_counts, failures):
                     continue
                 row |= columns(codec, found)
             else:
-                if codes is None or not codec.knob.nested:
-                    codes = np.asarray(inference.encode(codec, clip, None if codec.knob.nested else rate))
-                kept = codes[: codec.module.quantizer.num_rows(rate)]
-                decoded, num_bytes = files.round_trip(codec, kept, len(clip))
+                decoded, num_bytes = files.round_trip(codec, np.asarray(inference.encode(codec, clip, rate)), len(clip))
             yield row | {"seconds": len(clip) / codec.sample_rate, "bytes": num_bytes}, clip, decoded
         if code_counts is not None:
+            codes = np.asarray(inference.encode(codec, clip))
             code_counts += np.stack([np.bincount(row, minlength=codec.codebook_size) for row in codes])
 
 

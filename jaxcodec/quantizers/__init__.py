@@ -22,7 +22,7 @@ class Knob(NamedTuple):
     help: str
     parse: Callable[[str], Any]  # of the flag's text; raises ValueError
     label: str  # of a rate on the page to listen on
-    nested: bool = False  # the first rows of a clip's codes are its codes at a lower rate: files can be cut to them
+    nested: bool = False  # the first rows of a clip's codes are codes of it at a lower rate: files can be cut to them
     # The coarsest value, the finest and their distance, where any number of bits a second can be had by a search.
     search: tuple[float, float, float] | None = None
 

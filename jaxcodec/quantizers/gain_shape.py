@@ -55,9 +55,11 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def encode(self, latents, rates=None, frame_mask=None):
         coefficients, bands = _split(latents)
         state = self.codebooks.value
-        envelope_codes = rvq.search(bands, state["envelope"].centroids, self.beams)
+        envelope_codes = rvq.search(bands, state["envelope"].centroids, self.beams, rates)
         told = rvq.dequantize(envelope_codes, state["envelope"].centroids)
-        shape_codes = rvq.search(coefficients / self._scales(told), state["shape"].centroids, self.beams)
+        shape = coefficients / self._scales(told)
+        shape_rates = None if rates is None else rates - self.num_envelope
+        shape_codes = rvq.search(shape, state["shape"].centroids, self.beams, shape_rates)
         return jnp.concatenate([envelope_codes, shape_codes], axis=1)
 
     def decode(self, codes):

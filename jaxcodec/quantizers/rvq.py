@@ -72,11 +72,12 @@ def quantize(latents: jax.Array, centroids: jax.Array) -> Trace:
     return Trace(jnp.moveaxis(codes, 0, 1), stages, residuals)
 
 
-def search(latents: jax.Array, centroids: jax.Array, beams: int) -> jax.Array:
+def search(latents: jax.Array, centroids: jax.Array, beams: int, num_codebooks: jax.Array | None = None) -> jax.Array:
     """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`.
 
     After each codebook the `beams` beginnings with the least error go on (M-search, LeBlanc et al. 1993): the nearest
-    centroid now may leave a residual that later codebooks have no centroid for.
+    centroid now may leave a residual that later codebooks have no centroid for. Of clip b only the first num_codebooks[b]
+    codebooks are searched, all when None: its codes are the best of so many, and need not be the first of more.
     """
     if beams == 1:
         return quantize(latents, centroids).codes  # to the bit, also where two centroids are as near
@@ -84,11 +85,13 @@ def search(latents: jax.Array, centroids: jax.Array, beams: int) -> jax.Array:
     residuals = latents.astype(jnp.float32)[:, :, None]  # (B, T, M, D), M = 1 before the first codebook
     errors = jnp.zeros(residuals.shape[:3])  # less the latents' energy
     paths = []
-    for codebook in centroids:
+    for stage, codebook in enumerate(centroids):
         products = jnp.matmul(residuals, codebook.T, precision=lax.Precision.HIGHEST)
         candidates = errors[..., None] + jnp.sum(codebook**2, axis=-1)[None, None, None] - 2 * products
         candidates = candidates.reshape(*candidates.shape[:2], -1)
         best, index = lax.top_k(-candidates, beams)
+        if num_codebooks is not None:  # the best beginning stays the first
+            index = jnp.where(stage < num_codebooks[:, None, None], index, 0)
         origins, codes = lax.div(index, size), lax.rem(index, size)
         residuals = _pick(residuals, origins) - codebook[codes]
         errors, paths = -best, [*(_pick(path[..., None], origins)[..., 0] for path in paths), codes]
@@ -266,7 +269,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
     def encode(self, latents, rates=None, frame_mask=None):
-        return search(latents, self.codebooks.value.centroids, self.beams)
+        return search(latents, self.codebooks.value.centroids, self.beams, rates)
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
