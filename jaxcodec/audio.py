@@ -8,8 +8,9 @@ shards need none of them.
 
 import contextlib
 import io
+import os
 import shutil
-import struct
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -17,11 +18,13 @@ from typing import BinaryIO
 import numpy as np
 from etils import epath
 
+from jaxcodec import containers
 from jaxcodec.pcm import to_float as to_float, to_int16 as to_int16
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-# Writers that stream to a pipe put a placeholder of this size or more into a wav header.
-_STREAMED_SIZE = 0x7FFFF000
+# What headers claim beyond these is damage: 1 Hz would turn a small file into days of audio.
+SAMPLE_RATES = (4000, 768000)
+MAX_CHANNELS = 64
 _WAV_BYTES = 2**32 - 2**12  # more samples than this, less room for chunks, need RF64's 64-bit sizes
 
 
@@ -34,7 +37,12 @@ class UnreadableAudio(ValueError):
         cls.reason = reason
 
     def __init__(self, path: epath.PathLike, problem: str):
-        super().__init__(f"{path}: {problem}")
+        name = os.fsencode(path).decode(errors="backslashreplace")  # as no name of a file may end a run by being odd
+        super().__init__(f"{name}: {problem}")
+
+
+class NotAFile(UnreadableAudio, reason="not a file"):
+    """A pipe, a socket or a device: opening it could wait for ever."""
 
 
 class ZeroBytes(UnreadableAudio, reason="zero bytes"):
@@ -46,7 +54,15 @@ class NotAudio(UnreadableAudio, reason="not audio"):
 
 
 class TruncatedAudio(UnreadableAudio, reason="truncated"):
-    """The header promises more samples than the file holds."""
+    """The header promises more than the file holds."""
+
+
+class CorruptAudio(UnreadableAudio, reason="corrupt"):
+    """Bytes are missing in the middle, or other than written."""
+
+
+class ImplausibleAudio(UnreadableAudio, reason="implausible"):
+    """The header claims a sample rate outside `SAMPLE_RATES`, or more than `MAX_CHANNELS`."""
 
 
 class NonFiniteAudio(UnreadableAudio, reason="not finite"):
@@ -87,8 +103,8 @@ def read_blocks(
         with _open(source) as file:
             if not file.read(1):
                 raise ZeroBytes(name, "zero bytes")
-            _check_riff_size(file, name)
-            yield from _decode(file, name, sample_rate, block_seconds)
+            promised = _check_container(file, name)
+            yield from _decode(file, name, sample_rate, block_seconds, promised)
     except OSError as error:
         raise UnreadableAudio(name, error.strerror or " ".join(str(error).split())) from None
 
@@ -148,7 +164,10 @@ def _open(source: epath.PathLike | BinaryIO) -> Iterator[BinaryIO]:
     """The source as a seekable file; a remote one is read into memory."""
     if _is_path(source):
         path = epath.Path(source)
-        with io.BytesIO(path.read_bytes()) if "://" in str(path) else open(path, "rb") as file:
+        remote = "://" in str(path)
+        if not remote and not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise NotAFile(path, "not a regular file")
+        with io.BytesIO(path.read_bytes()) if remote else open(path, "rb") as file:
             yield file
     elif source.seekable():
         yield source
@@ -163,21 +182,43 @@ def _is_path(source) -> bool:
     return isinstance(source, str) or hasattr(source, "__fspath__")
 
 
-def _decode(file: BinaryIO, path: epath.PathLike, sample_rate: int, block_seconds: float) -> Iterator[np.ndarray]:
+def _check_container(file: BinaryIO, path: epath.PathLike) -> int | None:
+    """Raises `UnreadableAudio` for damage that shows without decoding; the length where libsndfile only guesses it."""
+    try:
+        return containers.check(file)
+    except containers.Truncated as problem:
+        raise TruncatedAudio(path, f"truncated, {problem}") from None
+    except containers.Corrupt as problem:
+        raise CorruptAudio(path, f"corrupt, {problem}") from None
+
+
+def _decode(
+    file: BinaryIO, path: epath.PathLike, sample_rate: int, block_seconds: float, promised: int | None
+) -> Iterator[np.ndarray]:
     """An encoded file as mono blocks (S,) at `sample_rate`, checked."""
     import soundfile
 
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
-            blocks = _read_mono(sound, path, max(1, round(block_seconds * sound.samplerate)))
+            _check_header(sound, path)
+            blocks = _read_mono(sound, path, max(1, round(block_seconds * sound.samplerate)), promised)
             yield from (block.clip(-1.0, 1.0) for block in _resample_blocks(blocks, sound.samplerate, sample_rate))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless data needs parameters
         problem = getattr(error, "error_string", str(error)).rstrip(".")
         raise NotAudio(path, f"not audio that can be read ({problem})") from None
 
 
-def _read_mono(sound, path: epath.PathLike, block_frames: int) -> Iterator[np.ndarray]:
+def _check_header(sound, path: epath.PathLike) -> None:
+    """Refuses what would take memory out of all proportion to the file."""
+    low, high = SAMPLE_RATES
+    if not low <= sound.samplerate <= high:
+        raise ImplausibleAudio(path, f"claims {sound.samplerate} Hz, expected {low} to {high}")
+    if sound.channels > MAX_CHANNELS:
+        raise ImplausibleAudio(path, f"claims {sound.channels} channels, expected at most {MAX_CHANNELS}")
+
+
+def _read_mono(sound, path: epath.PathLike, block_frames: int, promised: int | None) -> Iterator[np.ndarray]:
     """Blocks (S,) at the file's own rate, checked."""
     present = 0
     while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
@@ -187,8 +228,8 @@ def _read_mono(sound, path: epath.PathLike, block_frames: int) -> Iterator[np.nd
             raise NonFiniteAudio(path, f"NaN or infinite samples, the first at {first:.3f} s")
         present += len(mono)
         yield mono
-    if present < sound.frames:
-        raise TruncatedAudio(path, f"truncated, {present} of {sound.frames} frames are there")
+    if present < (promised := sound.frames if promised is None else promised):
+        raise TruncatedAudio(path, f"truncated, {present} of {promised} frames are read")
     if not present:
         raise EmptyAudio(path, "0 frames of audio")
 
@@ -235,25 +276,3 @@ def _write(file: BinaryIO, path: epath.PathLike, blocks: Iterable[np.ndarray], s
                 sound.write(to_int16(block) if subtype == "PCM_16" else block)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot write {sample_rate} Hz audio ({error.error_string})") from None
-
-
-def _check_riff_size(file: BinaryIO, path: epath.PathLike) -> None:
-    """Raises `TruncatedAudio` if a wav file's data chunk is cut short, of which libsndfile says nothing."""
-    end = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    header = file.read(12)
-    if header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
-        return
-    whole = None  # size of the data chunk where it does not fit into 32 bits
-    while len(chunk := file.read(8)) == 8:
-        name, size = struct.unpack("<4sI", chunk)
-        present = end - file.tell()
-        if name == b"data":
-            promised = size if size < _STREAMED_SIZE else whole or 0
-            if present < promised:
-                raise TruncatedAudio(path, f"truncated, {present} of {promised} bytes of samples are there")
-            return
-        if name == b"ds64" and len(sizes := file.read(min(size, 16))) == 16:
-            whole = struct.unpack("<QQ", sizes)[1]
-            size -= 16
-        file.seek(size + size % 2, io.SEEK_CUR)

@@ -1,5 +1,7 @@
+import contextlib
 import io
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxcodec import audio
+from jaxcodec import audio, containers
 
 
 def sine(seconds=0.5, sample_rate=16000, level=0.3, frequency=440.0):
@@ -28,6 +30,14 @@ def test_int16_to_float_and_back_is_the_identity_for_every_value():
     samples = np.arange(-32768, 32768).astype(np.int16)
     assert audio.to_float(samples).dtype == np.float32
     np.testing.assert_array_equal(audio.to_int16(audio.to_float(samples)), samples)
+
+
+def test_the_loudest_negative_int16_is_minus_one_and_half_of_it_exactly_minus_a_half(tmp_path):
+    samples = np.array([-32768, -16384, 16384, 32767], np.int16)
+    expected = np.array([-1.0, -0.5, 0.5, 1 - 2**-15], np.float32)
+    np.testing.assert_array_equal(audio.to_float(samples), expected)
+    soundfile.write(tmp_path / "four.wav", samples, 16000)
+    np.testing.assert_array_equal(audio.load(tmp_path / "four.wav"), expected)
 
 
 def test_float_to_int16_rounds_and_clips():
@@ -82,12 +92,129 @@ def test_a_wav_streamed_with_a_placeholder_for_its_size_is_read(wav):
     assert len(audio.load(wav)) == 8000
 
 
-def test_a_truncated_flac_is_not_read_as_a_shorter_one(tmp_path):
-    path = tmp_path / "noise.flac"
-    audio.save(path, np.random.default_rng(0).uniform(-0.5, 0.5, 20000))
-    path.write_bytes(path.read_bytes()[:15000])
-    with pytest.raises((audio.TruncatedAudio, audio.NotAudio)):
+@pytest.mark.parametrize("extension", [".flac", ".ogg", ".opus", ".mp3"])
+def test_no_compressed_file_that_is_cut_short_is_read_as_a_shorter_one(tmp_path, extension):
+    path = tmp_path / f"noise{extension}"
+    audio.save(path, 0.5 * noise(40000))
+    content = path.read_bytes()
+    for size in (*np.linspace(200, len(content), 12, endpoint=False).astype(int), len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises((audio.TruncatedAudio, audio.NotAudio)):
+            list(audio.read_blocks(path, block_seconds=0.1))
+    path.write_bytes(content)
+    assert len(audio.load(path)) >= 40000
+
+
+@pytest.mark.parametrize("extension", [".flac", ".ogg", ".opus"])
+def test_no_flipped_bit_of_the_samples_goes_unnoticed_where_a_format_has_checksums(tmp_path, extension):
+    path, rng = tmp_path / f"noise{extension}", np.random.default_rng(0)
+    audio.save(path, 0.5 * noise(40000))
+    content = path.read_bytes()
+    for place in rng.integers(200, len(content), 12):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises((audio.CorruptAudio, audio.TruncatedAudio, audio.NotAudio)):
+            audio.load(path)
+
+
+def ogg_pages(content):
+    return [b"OggS" + page for page in content.split(b"OggS")[1:]]
+
+
+def test_ogg_pages_that_are_missing_are_named_and_bytes_after_the_last_are_not_minded(tmp_path):
+    path = tmp_path / "noise.ogg"
+    audio.save(path, 0.5 * noise(80000))
+    pages = ogg_pages(path.read_bytes())
+    assert len(pages) > 5
+    path.write_bytes(b"".join(pages[:3] + pages[4:]))
+    with pytest.raises(audio.CorruptAudio, match=r"noise\.ogg: corrupt, pages are missing before byte \d+$"):
         audio.load(path)
+    path.write_bytes(b"".join(pages[:-1]))
+    with pytest.raises(audio.TruncatedAudio, match=r"noise\.ogg: truncated, the last page of the stream is missing$"):
+        audio.load(path)
+    path.write_bytes(b"".join((*pages[:3], b"hello", *pages[3:])))
+    with pytest.raises(audio.CorruptAudio, match="there is no page at byte"):
+        audio.load(path)
+    path.write_bytes(b"".join((*pages, b"hello")))
+    assert len(audio.load(path)) == 80000
+
+
+def mp3_frames(content):
+    """The frames of an mp3 without tags."""
+    frames = []
+    while content:
+        size = containers._mp3_frame_bytes(content)
+        frames.append(content[:size])
+        content = content[size:]
+    return frames
+
+
+def test_mp3_frames_that_do_not_follow_on_each_other_are_named(tmp_path):
+    path = tmp_path / "noise.mp3"
+    audio.save(path, 0.5 * noise(40000))
+    content = path.read_bytes()
+    frames = mp3_frames(content)
+    assert len(frames) > 50
+    path.write_bytes(b"".join(frames[:20]) + frames[20][:30] + b"".join(frames[21:]))
+    with pytest.raises(audio.CorruptAudio, match=r"no frame begins at byte \d+, some do after it"):
+        audio.load(path)
+    tag = b"ID3\4\0\0\0\0\1\0" + bytes(128)
+    path.write_bytes(tag + content + b"TAG".ljust(128, b"\0"))
+    assert len(audio.load(path)) == 40000
+
+
+def test_an_mp3_of_frames_alone_which_tells_no_length_is_read_whole_or_refused(tmp_path):
+    path = tmp_path / "noise.mp3"
+    audio.save(path, np.concatenate([0.9 * noise(20000), 0.001 * noise(20000)]))
+    frames = mp3_frames(path.read_bytes())
+    assert b"Xing" in frames[0] or b"Info" in frames[0]
+    path.write_bytes(b"".join(frames[:-1]))
+    with pytest.raises(audio.TruncatedAudio, match="of 40000 frames"):
+        audio.load(path)
+    path.write_bytes(b"".join(frames[1:]))  # libsndfile guesses its length by the size of the first frames: too low
+    with pytest.raises(audio.TruncatedAudio, match="of 40896 frames"):
+        audio.load(path)
+    path.write_bytes(b"".join(frames[10:]))  # and here too high
+    assert len(audio.load(path)) == 576 * len(frames[10:])
+    path.write_bytes(b"".join(frames[10:])[:-10])
+    with pytest.raises(audio.TruncatedAudio, match=r"the last of \d+ frames is cut short"):
+        audio.load(path)
+
+
+@pytest.mark.parametrize("sample_rate", [1, 10, 3999, 768001])
+def test_a_header_with_an_absurd_rate_is_refused_before_any_sample_is_read(wav, monkeypatch, sample_rate):
+    content = bytearray(wav.read_bytes())
+    struct.pack_into("<II", content, 24, sample_rate, 2 * sample_rate)
+    wav.write_bytes(content)
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(audio.ImplausibleAudio) as caught:
+        audio.load(wav)
+    assert str(caught.value) == f"{wav}: claims {sample_rate} Hz, expected 4000 to 768000"
+
+
+def test_the_highest_and_the_lowest_rate_are_read_and_more_channels_than_64_are_not(tmp_path):
+    for sample_rate in audio.SAMPLE_RATES:
+        soundfile.write(tmp_path / "tone.wav", sine(0.5, sample_rate), sample_rate)
+        assert len(audio.load(tmp_path / "tone.wav")) == 8000
+    soundfile.write(tmp_path / "many.wav", np.zeros((100, 65)), 16000)
+    with pytest.raises(audio.ImplausibleAudio, match=r"many\.wav: claims 65 channels, expected at most 64"):
+        audio.load(tmp_path / "many.wav")
+
+
+def test_a_pipe_and_a_socket_by_the_name_of_a_recording_are_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    pipe = os.open(tmp_path / "pipe.wav", os.O_RDWR)  # so that one who opens it after all does not wait here
+    os.write(pipe, b"RIFF")
+    with pytest.raises(audio.NotAFile, match=r"pipe\.wav: not a regular file"):
+        audio.load(tmp_path / "pipe.wav")
+    os.close(pipe)
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("socket.wav")
+        with pytest.raises(audio.NotAFile):
+            audio.load("socket.wav")
+    with pytest.raises(audio.NotAFile):
+        audio.load("/dev/zero")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ RINGS = (
         "inference.windows",
     )
     + ("inference.streaming",),
-    ("bitstream", "atomic", "workers", "audio", "bundled", "data", "evaluation", "inference", "training"),
+    ("bitstream", "atomic", "workers", "audio", "containers", "bundled", "data", "evaluation", "inference", "training"),
     ("report", "export", "cli", "__main__"),
 )
 PURE = {"os", "io", "time", "pathlib", "etils", "absl", "ml_collections", "orbax", "tensorflow", "soundfile", "soxr"}
