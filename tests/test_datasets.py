@@ -155,6 +155,36 @@ def test_silent_and_too_short_files_are_counted_by_reason(tmp_path):
     assert skipped == {"silent": 1, "too short": 1}
 
 
+def test_names_that_are_no_recording_or_no_text_are_skipped_and_counted(config, tmp_path, caplog):
+    folder = tmp_path / "speech"
+    write_clips(folder, [f"{k}.wav" for k in range(5)])
+    os.mkfifo(folder / "pipe.wav")
+    pipe = os.open(folder / "pipe.wav", os.O_RDWR)  # so that one who opens it after all does not wait here
+    os.write(pipe, b"RIFF")
+    (folder / "dangling.wav").symlink_to("gone.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    os.link(folder / "0.wav", os.fsencode(folder) + b"/caf\xe9.wav")
+    config.data_dir = str(folder)
+    with caplog.at_level(logging.WARNING):
+        clips = open_all(config)
+    os.close(pipe)
+    assert sorted(name for split in clips.values() for name in split) == [f"{k}.wav" for k in range(5)]
+    assert "4 of 9 files skipped: 1 name not UTF-8, 1 not a file, 2 unreadable" in caplog.text
+    for line in (
+        r"caf\xe9.wav: its name is not UTF-8",
+        "pipe.wav: not a regular file",
+        "dangling.wav: No such file or directory",
+        "loop.wav: Too many levels of symbolic links",
+    ):
+        assert caplog.text.count(f"skipped {folder}/{line}") == 1
+    prepared = data.prepare(config).data_path
+    write(folder / "gone.wav", noise(0.1, 9))  # now the link leads somewhere
+    assert data.prepare(config).data_path != prepared
+    config.max_bad_fraction = 0.1
+    with pytest.raises(ValueError, match=r"3 of 10 files cannot be used \(1 name not UTF-8, 1 not a file, 1 unreadable"):
+        data.prepare(config)
+
+
 def test_staged_clips_read_back_what_was_decoded(tmp_path):
     write_clips(tmp_path, ["a.wav", "b.wav"])
     staging = recordings.Staging(str(tmp_path))

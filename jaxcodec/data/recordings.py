@@ -27,6 +27,10 @@ SPLIT_FOLDERS = {name: name for name in SPLITS} | dict.fromkeys(("valid", "dev",
 MIN_SPEAKERS_TO_SPLIT_BY = 10
 
 
+class OddName(audio.UnreadableAudio, reason="name not UTF-8"):
+    """Shards keep names as UTF-8."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
     """What is kept and how it is split. A recording with no sample at `silence_dbfs` or above is silent."""
@@ -125,7 +129,7 @@ def fingerprint(folder: epath.PathLike, options: PrepareOptions) -> str:
     """16 hex digits that change with any file's relative name, size or time, or with the options."""
     digest = hashlib.sha256(repr(options).encode())
     for name, path in list_audio(folder):
-        digest.update("\t".join((name, *_size_and_time(path), "\n")).encode())
+        digest.update("\t".join((name, *_size_and_time(path), "\n")).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -231,11 +235,17 @@ def _walk_remote(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _size_and_time(path: epath.Path) -> tuple[str, str]:
-    """Bytes and time of change; local times to the nanosecond, for files written in quick succession."""
+    """Bytes and time of change; local times to the nanosecond, for files written in quick succession.
+
+    Of a link that leads nowhere, why.
+    """
     if "://" in str(path):
         stat = path.stat()
         return str(stat.length), str(stat.mtime)
-    stat = os.stat(path)
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        return "", error.strerror
     return str(stat.st_size), str(stat.st_mtime_ns)
 
 
@@ -253,9 +263,12 @@ def _decode_all(recordings: Sequence[Recording], options: PrepareOptions) -> Ite
 
 def _decode(recording: Recording, options: PrepareOptions) -> np.ndarray | audio.UnreadableAudio:
     try:
+        recording.id.encode()
         samples = audio.load(recording.path, SAMPLE_RATE)
         limits = dict(min_seconds=options.min_clip_seconds, silence_dbfs=options.silence_dbfs)
         audio.check_usable(samples, recording.path, sample_rate=SAMPLE_RATE, **limits)
+    except UnicodeEncodeError:
+        return OddName(recording.path, "its name is not UTF-8")
     except audio.UnreadableAudio as problem:
         return problem
     return audio.to_int16(samples)
