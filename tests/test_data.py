@@ -1,5 +1,6 @@
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,19 +11,20 @@ CROP = 400
 
 
 class Clips:
-    """A source in memory. `fails` is the clip that raises."""
+    """A source in memory. `fails` has how often a clip raises."""
 
     def __init__(self, lengths, fails=None, level=0.5):
         rng = np.random.default_rng(0)
         self.clips = [audio.to_int16(rng.uniform(-level, level, length)) for length in lengths]
         self.lengths = np.array(lengths, np.int32)
-        self.fails = fails
+        self.fails = dict(fails or {})
 
     def __len__(self):
         return len(self.clips)
 
     def __getitem__(self, index):
-        if index == self.fails:
+        if self.fails.get(index, 0) > 0:
+            self.fails[index] -= 1
             raise OSError("the disk is gone")
         return {"audio": self.clips[index], "id": f"{index}", "speaker": ""}
 
@@ -137,10 +139,78 @@ def test_no_gain_leaves_the_samples_as_they_are(source):
     np.testing.assert_array_equal(rows, audio.to_float(audio.to_int16(rows)))
 
 
+LENGTHS = [100, 399, 400, 401, 1000, 1700, 30, 800]
+FOR_EVER = 10**9
+
+
 @pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
-def test_an_error_while_reading_reaches_the_consumer(backend):
-    with pytest.raises(OSError, match="the disk is gone"):
-        batches(Clips([500] * 8, fails=3), 4, backend=backend)
+def test_a_clip_that_fails_now_and_then_is_tried_again_after_longer_and_longer_waits(source, backend):
+    waits = []
+    read = batches(Clips(LENGTHS, {3: 4}), 6, backend=backend, wait=waits.append)
+    assert_same(read, batches(source, 6))
+    assert waits == [0.5, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_a_clip_that_always_fails_is_left_out_logged_once_and_nothing_else_changes(source, backend, caplog):
+    waits = []
+    options = {"backend": backend, "wait": waits.append, "gain_db": (-20.0, 20.0)}
+    read, whole = batches(Clips(LENGTHS, {4: FOR_EVER}), 12, **options), batches(source, 12, **options)
+    left_out = 0
+    for batch, good in zip(read, whole, strict=True):
+        for name in ("audio", "length"):
+            here, there = batch[name][0], good[name][0]
+            same = [np.array_equal(a, b) for a, b in zip(here, there, strict=True)]
+            assert all(matches or not here[row].any() for row, matches in enumerate(same))
+        left_out += (batch["length"] == 0).sum()
+    assert left_out >= 2 * 3 and waits == [0.5, 1.0, 2.0, 4.0]  # each pass has two crops of it: waited for once
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    told = "clip 4: OSError: the disk is gone, left out after 5 tries; 1 of 8 clips cannot be read"
+    assert warnings == [told]
+    # Resumed, it is left out of the same rows.
+    assert_same(read[7:], batches(Clips(LENGTHS, {4: FOR_EVER}), 5, start_step=7, **options))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_more_failures_than_a_twentieth_of_the_clips_end_the_run_in_one_line(backend):
+    fails = dict.fromkeys(range(3), FOR_EVER)
+    message = r"^3 of 40 clips cannot be read, more than 2; the last is clip \d: OSError: the disk is gone$"
+    with pytest.raises(ValueError, match=message):
+        batches(Clips([500] * 40, fails), 20, backend=backend, wait=lambda seconds: None)
+    with pytest.raises(ValueError, match="1 of 1 clips cannot be read, more than 0"):
+        batches(Clips([500], {0: FOR_EVER}), 1, backend=backend, wait=lambda seconds: None)
+
+
+def test_a_disk_that_is_gone_for_good_is_not_tried_for_every_clip_of_a_large_corpus():
+    waits = []
+    with pytest.raises(ValueError, match=r"10\d of 5000 clips cannot be read, more than 100"):
+        batches(Clips([5] * 5000, dict.fromkeys(range(5000), FOR_EVER)), 2000, wait=waits.append)
+    assert sum(waits) < 120 * 7.5
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_closing_the_iterator_does_not_wait_for_a_disk(backend):
+    lengths = [500] * 8
+    failing = Clips(lengths)
+    options = {"seed": 0, "start_step": 0, "batch_size": 4, "crop_samples": CROP, "prefetch": 8, "backend": backend}
+    iterator = data.train_batches(failing, **options)
+    next(iterator)
+    failing.fails = dict.fromkeys(range(8), FOR_EVER)
+    started = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - started < 5
+
+
+def test_evaluation_leaves_out_a_clip_that_cannot_be_read(caplog):
+    lengths, waits = [100, 16000, 5000], []
+    whole = data.eval_batches(Clips(lengths), batch_size=4)
+    for batch, good in zip(
+        data.eval_batches(Clips(lengths, {0: 2, 2: FOR_EVER}), batch_size=4, wait=waits.append), whole, strict=True
+    ):
+        assert good["index"].tolist() == [[0, 1, 2, -1]] and batch["index"].tolist() == [[0, 1, -1, -1]]
+        assert batch["length"].tolist() == [[100, 16000, 0, 0]] and not batch["audio"][0, 2:].any()
+        np.testing.assert_array_equal(batch["audio"][0, :2], good["audio"][0, :2])
+    assert waits == [0.5, 1.0, 0.5, 1.0, 2.0, 4.0] and "clip 2: OSError" in caplog.text
 
 
 def test_closing_the_iterator_ends_its_threads(source):
@@ -212,11 +282,45 @@ def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
         def __iter__(self):
             return (self[index] for index in range(len(self)))
 
-    records = Records({"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in Clips([3, 5]).clips)
+    lengths = [3, 5, 2, 7]
+    clips = Clips(lengths).clips
+    records = Records({"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in clips)
     file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
-    for _ in range(2):
-        assert data.batches.PreparedSpeech(records, file).lengths.tolist() == [3, 5]
-    assert Records.reads == 2 and [path.name for path in tmp_path.iterdir()] == [file.name]
+    for reads in (4, 2):  # later the first and the last tell whether they are the lengths of these clips
+        Records.reads = 0
+        assert data.batches.PreparedSpeech(records, file).lengths.tolist() == lengths
+        assert Records.reads == reads
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("held", ["another count", "another split", "floats", "a pickle", "text", "nothing", "half"])
+def test_a_lengths_file_that_is_not_of_these_clips_is_made_again(tmp_path, caplog, held):
+    lengths = [3, 5, 2, 7]
+    records = [{"audio": c, "length": len(c), "id": b"x", "speaker": b""} for c in Clips(lengths).clips]
+    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
+    np.save(file, np.array(lengths, np.int32))
+    whole = file.read_bytes()
+    {
+        "another count": lambda: np.save(file, np.array([3, 5, 7], np.int32)),
+        "another split": lambda: np.save(file, np.array([3, 5, 2, 8], np.int32)),
+        "floats": lambda: np.save(file, np.array(lengths, np.float32)),
+        "a pickle": lambda: np.save(file, np.array([None] * 4)),
+        "text": lambda: file.write_text("hello"),
+        "nothing": lambda: file.write_bytes(b""),
+        "half": lambda: file.write_bytes(whole[:-6]),
+    }[held]()
+    assert data.batches.PreparedSpeech(records, file).lengths.tolist() == lengths
+    assert f"{file} is not the lengths of these 4 clips, it is made again" in caplog.text
+    assert file.read_bytes() == whole
+
+
+def test_a_length_that_is_wrong_in_the_middle_is_found_when_the_clip_is_read(tmp_path):
+    records = [{"audio": c, "length": len(c), "id": b"x", "speaker": b""} for c in Clips([3, 5, 2, 7]).clips]
+    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
+    np.save(file, np.array([3, 6, 2, 7], np.int32))
+    source = data.batches.PreparedSpeech(records, file)
+    with pytest.raises(ValueError, match=r"x has 5 samples, .*lengths-train\.npy says 6: delete that file"):
+        source[1]
 
 
 @pytest.mark.parametrize(("memory_bytes", "reads"), [(2**20, 1), (0, 3)])

@@ -14,6 +14,7 @@ import importlib.util
 import io
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,8 +26,14 @@ from jaxcodec import atomic, pcm, workers
 
 SAMPLE_RATE = 16000
 _FULL_SCALE = np.float32(1.0)
+_FAILED = np.int32(-1)  # the length that marks a batch that could not be read
 _SMALLEST_SAMPLE = np.float32(1.0 / pcm.INT16_SCALE)
 Batch = dict[str, np.ndarray]
+# A clip that cannot be read is tried this often; the waits between are 0.5, 1, 2 and 4 s, so a disk may be gone for 7.5 s.
+READ_TRIES = 5
+FIRST_WAIT_SECONDS = 0.5
+# Then it is left out. More such clips than a twentieth of the split (but 1 always may fail, and never all), or than this, end the run.
+MAX_FAILED_CLIPS = 100
 
 
 class Source(Protocol):
@@ -52,12 +59,12 @@ def prepare(data_config: Any):
     folder = str(data_config.data_dir)
     try:
         if folder and (epath.Path(folder) / "dataset_info.json").exists():
-            return tfds.builder_from_directory(_local_copy(epath.Path(folder), data_config.prepared_dir))
+            return _open_prepared(_local_copy(epath.Path(folder), data_config.prepared_dir))
         builder = _make_builder(data_config)
         # tfds prints sizes that it does not know; what happened is in the log.
         with _one_at_a_time(epath.Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-        return tfds.builder_from_directory(_local_copy(epath.Path(builder.data_dir), ""))
+        return _open_prepared(_local_copy(epath.Path(builder.data_dir), ""))
     except ModuleNotFoundError as error:
         raise ValueError(
             f"preparing recordings needs the package {error.name!r}: install it, "
@@ -73,18 +80,25 @@ def open_split(data_config: Any, split: str) -> "PreparedSpeech":
     if split not in builder.info.splits:
         found = ", ".join(builder.info.splits) or "none"
         raise ValueError(f"there is no {split} split in {builder.data_dir}, it has: {found}")
-    source = PreparedSpeech(builder.as_data_source(split), epath.Path(builder.data_dir) / f"lengths-{split}.npy")
+    folder, info = epath.Path(builder.data_dir), builder.info.splits[split]
+    records = _Records(builder.as_data_source(split), dict(zip(info.filepaths, info.shard_lengths, strict=True)), folder)
+    records.check_shards()
+    source = PreparedSpeech(records, folder / f"lengths-{split}.npy")
     minutes = source.lengths.sum() / SAMPLE_RATE / 60
     logging.info("%s: %d clips, %.1f minutes, from %s", split, len(source), minutes, builder.data_dir)
     return source
 
 
 class PreparedSpeech:
-    """The `Source` of one split's records; a split of at most `memory_bytes` stays in memory once read."""
+    """The `Source` of one split's records; a split of at most `memory_bytes` stays in memory once read.
+
+    Raises `ValueError` for a clip that does not have the length that `lengths_file` says.
+    """
 
     def __init__(self, records: Sequence[dict], lengths_file: epath.Path, memory_bytes: int = 2**30):
         self.lengths = _cached_lengths(records, lengths_file)
-        read = functools.partial(_read_record, records)
+        self._records, self._lengths_file = records, lengths_file
+        read = self._read_record
         self._read = functools.cache(read) if 2 * self.lengths.sum() <= memory_bytes else read
 
     def __len__(self) -> int:
@@ -96,10 +110,88 @@ class PreparedSpeech:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
 
+    def _read_record(self, index):
+        record = self._records[index]
+        clip = {"audio": record["audio"], "id": record["id"].decode(), "speaker": record["speaker"].decode()}
+        if len(clip["audio"]) != self.lengths[index]:
+            raise ValueError(
+                f"{clip['id']} has {len(clip['audio'])} samples, {self._lengths_file} says {self.lengths[index]}: "
+                "delete that file, it will be made again"
+            )
+        return clip
 
-def _read_record(records, index):
-    record = records[index]
-    return {"audio": record["audio"], "id": record["id"].decode(), "speaker": record["speaker"].decode()}
+
+class _Records:
+    """A split's records; one that cannot be read is named by its shard. `shards` has the records of each file."""
+
+    def __init__(self, records: Sequence[dict], shards: dict[str, int], folder: epath.Path):
+        self._records, self._files, self._folder = records, list(shards), folder
+        self._ends = np.cumsum(list(shards.values()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            return self._records[index]
+        except Exception as error:  # array_record raises RuntimeError for whatever it finds
+            file = self._files[np.searchsorted(self._ends, index, side="right")]
+            raise ValueError(f"{file} is damaged or gone ({_in_one_line(error)}): {_remedy(self._folder)}") from error
+
+    def __iter__(self) -> Iterator[dict]:
+        return map(self.__getitem__, range(len(self)))
+
+    def check_shards(self) -> None:
+        """Reads the first and the last record of each shard, which one that is cut short does not have."""
+        for end, size in zip(self._ends, np.diff(self._ends, prepend=0), strict=True):
+            for index in {end - size, end - 1} if size else ():
+                self[int(index)]
+
+
+class _PatientReader:
+    """Reads clips of a source; one that fails is tried again, then left out, and too many of them end the run."""
+
+    def __init__(self, source: Source, wait: Callable[[float], object] | None):
+        self._source, self._failed = source, set[int]()
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._wait = wait or self._stopped.wait
+        self._allowed = min(MAX_FAILED_CLIPS, max(1, len(source) // 20), len(source) - 1)
+        self.stop = self._stopped.set  # ends all waiting: what fails now is raised
+
+    def audio(self, clip: int) -> np.ndarray:
+        """int16 (S,); (0,) of a clip that cannot be read. One that has failed before is not waited for."""
+        clip = int(clip)
+        waits = FIRST_WAIT_SECONDS * 2.0 ** np.arange(0 if clip in self._failed else READ_TRIES - 1)
+        for wait in (*waits, None):
+            try:
+                return self._source[clip]["audio"]
+            except Exception as error:
+                if self._stopped.is_set():
+                    raise
+                if wait is None:
+                    self._leave_out(clip, error)
+                else:
+                    self._wait(float(wait))
+        return np.zeros(0, np.int16)
+
+    def _leave_out(self, clip, error):
+        with self._lock:
+            known = clip in self._failed
+            self._failed.add(clip)
+        failed = f"{len(self._failed)} of {len(self._source)} clips cannot be read"
+        problem = f"clip {clip}: {_in_one_line(error)}"
+        if len(self._failed) > self._allowed:
+            raise ValueError(f"{failed}, more than {self._allowed}; the last is {problem}") from error
+        if not known:
+            logging.warning("%s, left out after %d tries; %s", problem, READ_TRIES, failed)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _remedy(folder: epath.PathLike) -> str:
+    return f"delete the folder {folder}, it will be prepared again (or copy it again from where it was prepared)"
 
 
 def crops_per_pass(source: Source, crop_samples: int) -> int:
@@ -120,6 +212,7 @@ def train_batches(
     prefetch: int = 4,
     backend: str = "auto",
     gain_db: tuple[float, float] = (0.0, 0.0),
+    wait: Callable[[float], object] | None = None,
 ) -> Iterator[Batch]:
     """Endless batches {"audio": float32 (N, B, crop_samples), "length": int32 (N, B)} from `start_step` on.
 
@@ -129,20 +222,24 @@ def train_batches(
     clip. Each example gets a gain drawn uniformly in dB from `gain_db`, lowered where it would go above full
     scale. `backend` is `tensorflow`, `numpy` or `auto` (TensorFlow where it is installed). Close the iterator
     to stop its threads.
+
+    A clip that cannot be read is tried `READ_TRIES` times, after longer and longer waits (`wait` takes seconds, for a
+    clock of your own), then its rows are empty: length 0. Raises `ValueError` if too many clips are.
     """
     rows = _local_rows(batch_size, num_devices, process_index, process_count)
     if not len(source):
         raise ValueError("the training split has no clips")
     backend = resolve_backend(backend)
     order = _TrainOrder(source.lengths, crop_samples, seed, gain_db)
+    reader = _PatientReader(source, wait)
 
     def read(step):
         examples = order.take(int(step) * batch_size + np.arange(batch_size)[rows])
-        return [_by_device(array, num_devices) for array in _read_crops(source, examples, crop_samples)]
+        return [_by_device(array, num_devices) for array in _read_crops(reader, examples, crop_samples)]
 
     logging.info("training batches are read by the %s backend", backend)
     make = _tensorflow_batches if backend == "tensorflow" else _numpy_batches
-    return make(read, start_step, prefetch)
+    return make(read, start_step, prefetch, reader.stop)
 
 
 def eval_batches(
@@ -154,23 +251,26 @@ def eval_batches(
     multiple: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    wait: Callable[[float], object] | None = None,
 ) -> Iterator[Batch]:
     """Every clip once and whole: {"audio": float32 (N, B, S), "length": int32 (N, B), "index": int32 (N, B)}.
 
     Clips are cut at `max_seconds`, and grouped so that S takes few values: 1, 2, 4, ... seconds up to
     `max_seconds`, each rounded up to a `multiple` of samples. Rows that fill up the last batch of a group
-    have length 0 and index -1. All processes yield the same number of batches of the same shapes.
+    have length 0 and index -1, as have clips that cannot be read (see `train_batches`). All processes yield the same
+    number of batches of the same shapes.
     """
     rows = _local_rows(batch_size, num_devices, process_index, process_count)
     lengths = np.minimum(source.lengths, round(max_seconds * SAMPLE_RATE))
     buckets = bucket_lengths(max_seconds, multiple)
     bucket_of_clip = np.searchsorted(buckets, lengths)
+    reader = _PatientReader(source, wait)
     for bucket, samples in enumerate(buckets):
         members = np.flatnonzero(bucket_of_clip == bucket)
         padded = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
         padded[: len(members)] = members
         for index in padded.reshape(-1, batch_size):
-            yield _eval_batch(source, index[rows], lengths, samples, num_devices)
+            yield _eval_batch(reader, index[rows], lengths, samples, num_devices)
 
 
 def bucket_lengths(max_seconds: float, multiple: int) -> list[int]:
@@ -240,18 +340,18 @@ def _local_rows(batch_size: int, num_devices: int, process_index: int, process_c
     return slice(process_index * local, (process_index + 1) * local)
 
 
-def _read_crops(source: Source, examples: _Examples, crop_samples: int) -> tuple[np.ndarray, ...]:
+def _read_crops(reader: _PatientReader, examples: _Examples, crop_samples: int) -> tuple[np.ndarray, ...]:
     """Crops before their gain: int16 (B, crop_samples), lengths int32 (B,), gains float32 (B, 1)."""
     rows = np.zeros((len(examples.clip), crop_samples), np.int16)
     lengths = np.zeros(len(rows), np.int32)
     for number, (clip, start) in enumerate(zip(examples.clip, examples.start, strict=True)):
-        crop = source[clip]["audio"][start : start + crop_samples]
+        crop = reader.audio(clip)[start : start + crop_samples]
         rows[number, : len(crop)] = crop
         lengths[number] = len(crop)
     return rows, lengths, examples.gain[:, None]
 
 
-def _numpy_batches(read: Callable, start_step: int, prefetch: int) -> Iterator[Batch]:
+def _numpy_batches(read: Callable, start_step: int, prefetch: int, stop: Callable) -> Iterator[Batch]:
     """Batches made by two threads, `prefetch` ahead; `read` gives the crops, lengths and gains of a step."""
 
     def batch(step):
@@ -265,10 +365,11 @@ def _numpy_batches(read: Callable, start_step: int, prefetch: int) -> Iterator[B
     try:
         yield from workers.map_ahead(pool, batch, itertools.count(start_step), prefetch)
     finally:
+        stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tensorflow_batches(read: Callable, start_step: int, prefetch: int) -> Iterator[Batch]:
+def _tensorflow_batches(read: Callable, start_step: int, prefetch: int, stop: Callable) -> Iterator[Batch]:
     """The same batches through tf.data: step -> random-access read -> float, gain -> prefetch."""
     import tensorflow as tf
 
@@ -279,9 +380,9 @@ def _tensorflow_batches(read: Callable, start_step: int, prefetch: int) -> Itera
     def try_to_read(step):
         try:
             return read(step)
-        except Exception as error:
+        except Exception as error:  # TensorFlow would print its traceback
             failures.append(error)
-            raise
+            return np.zeros((1, 1, 1), np.int16), np.full((1, 1), _FAILED), np.ones((1, 1, 1), np.float32)
 
     def batch(step):
         samples, lengths, gain = tf.numpy_function(try_to_read, [step], (tf.int16, tf.int32, tf.float32))
@@ -292,20 +393,26 @@ def _tensorflow_batches(read: Callable, start_step: int, prefetch: int) -> Itera
 
     dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = dataset.map(batch, num_parallel_calls=2, deterministic=True).prefetch(prefetch)
+    iterator = dataset.as_numpy_iterator()  # which waits for its threads when it is let go: not before `stop`
     try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise failures[0] if failures else error from None
+        for batch in iterator:
+            if batch["length"][0, 0] == _FAILED:
+                raise failures[0]
+            yield batch
+    finally:
+        stop()
 
 
-def _eval_batch(source: Source, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int) -> Batch:
+def _eval_batch(
+    reader: _PatientReader, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int
+) -> Batch:
     """The clips `index` (B_process,) padded to `padded_samples`; -1 is a row of zeros."""
-    rows = np.zeros((len(index), padded_samples), np.float32)
-    row_lengths = np.where(index >= 0, lengths[index], 0).astype(np.int32)
-    for row, clip, length in zip(rows, index, row_lengths, strict=True):
+    rows, row_lengths = np.zeros((len(index), padded_samples), np.float32), np.zeros(len(index), np.int32)
+    for number, clip in enumerate(index):
         if clip >= 0:
-            row[:length] = pcm.to_float(source[clip]["audio"][:length])
-    batch = {"audio": rows, "length": row_lengths, "index": index}
+            samples = reader.audio(clip)[: lengths[clip]]
+            rows[number, : len(samples)], row_lengths[number] = pcm.to_float(samples), len(samples)
+    batch = {"audio": rows, "length": row_lengths, "index": np.where(row_lengths > 0, index, -1).astype(np.int32)}
     return {name: _by_device(array, num_devices) for name, array in batch.items()}
 
 
@@ -329,6 +436,18 @@ def _make_builder(data_config: Any):
     if data_config.source not in builders:
         raise ValueError(f"data source {data_config.source!r} is unknown, use sample, folder or openslr66")
     return builders[data_config.source](options, prepared_dir)
+
+
+def _open_prepared(folder: epath.Path):
+    """The builder of a prepared directory."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of many kinds: JSON, protocol buffers, features that are not there
+        raise ValueError(f"{folder} cannot be opened ({_in_one_line(error)}): {_remedy(folder)}") from None
 
 
 @contextlib.contextmanager
@@ -371,8 +490,23 @@ def _is_remote(path: epath.Path) -> bool:
 def _cached_lengths(records: Sequence[dict], file: epath.Path) -> np.ndarray:
     """int32 (clips,) from `file`, or from the records once and then kept in `file` if that can be written."""
     if file.exists():
-        return np.load(file)
+        if (lengths := _load_lengths(records, file)) is not None:
+            return lengths
+        logging.warning("%s is not the lengths of these %d clips, it is made again", file, len(records))
     lengths = np.array([record["length"] for record in records], np.int32)
     with contextlib.suppress(OSError), atomic.replacing(file) as part:
         np.save(part, lengths)
     return lengths
+
+
+def _load_lengths(records: Sequence[dict], file: epath.Path) -> np.ndarray | None:
+    """What `file` holds, None if that is something else, or lengths of other clips as far as the first and last tell."""
+    try:
+        with file.open("rb") as opened:
+            lengths = np.lib.format.read_array(opened)
+    except Exception:  # of many kinds, and it can be made again whatever is wrong
+        return None
+    if lengths.shape != (len(records),) or lengths.dtype != np.int32:
+        return None
+    ends = {0, len(records) - 1} if len(records) else set()
+    return lengths if all(lengths[i] == records[i]["length"] for i in ends) else None
