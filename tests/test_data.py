@@ -285,10 +285,10 @@ def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
     lengths = [3, 5, 2, 7]
     clips = Clips(lengths).clips
     records = Records({"audio": clip, "length": len(clip), "id": b"x", "speaker": b""} for clip in clips)
-    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
+    file = data.prepared.epath.Path(tmp_path / "lengths-train.npy")
     for reads in (4, 2):  # later the first and the last tell whether they are the lengths of these clips
         Records.reads = 0
-        assert data.batches.PreparedSpeech(records, file).lengths.tolist() == lengths
+        assert data.prepared.PreparedSpeech(records, file).lengths.tolist() == lengths
         assert Records.reads == reads
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
@@ -297,7 +297,7 @@ def test_lengths_are_kept_beside_the_shards_and_read_only_once(tmp_path):
 def test_a_lengths_file_that_is_not_of_these_clips_is_made_again(tmp_path, caplog, held):
     lengths = [3, 5, 2, 7]
     records = [{"audio": c, "length": len(c), "id": b"x", "speaker": b""} for c in Clips(lengths).clips]
-    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
+    file = data.prepared.epath.Path(tmp_path / "lengths-train.npy")
     np.save(file, np.array(lengths, np.int32))
     whole = file.read_bytes()
     {
@@ -309,16 +309,16 @@ def test_a_lengths_file_that_is_not_of_these_clips_is_made_again(tmp_path, caplo
         "nothing": lambda: file.write_bytes(b""),
         "half": lambda: file.write_bytes(whole[:-6]),
     }[held]()
-    assert data.batches.PreparedSpeech(records, file).lengths.tolist() == lengths
+    assert data.prepared.PreparedSpeech(records, file).lengths.tolist() == lengths
     assert f"{file} is not the lengths of these 4 clips, it is made again" in caplog.text
     assert file.read_bytes() == whole
 
 
 def test_a_length_that_is_wrong_in_the_middle_is_found_when_the_clip_is_read(tmp_path):
     records = [{"audio": c, "length": len(c), "id": b"x", "speaker": b""} for c in Clips([3, 5, 2, 7]).clips]
-    file = data.batches.epath.Path(tmp_path / "lengths-train.npy")
+    file = data.prepared.epath.Path(tmp_path / "lengths-train.npy")
     np.save(file, np.array([3, 6, 2, 7], np.int32))
-    source = data.batches.PreparedSpeech(records, file)
+    source = data.prepared.PreparedSpeech(records, file)
     with pytest.raises(ValueError, match=r"x has 5 samples, .*lengths-train\.npy says 6: delete that file"):
         source[1]
 
@@ -334,22 +334,22 @@ def test_a_small_split_is_read_once_and_a_large_one_every_time(tmp_path, memory_
 
     Record.count = 0
     record = Record(audio=np.arange(4, dtype=np.int16), length=4, id=b"x", speaker=b"y")
-    lengths = data.batches.epath.Path(tmp_path / "lengths.npy")
-    source = data.batches.PreparedSpeech([record], lengths, memory_bytes=memory_bytes)
+    lengths = data.prepared.epath.Path(tmp_path / "lengths.npy")
+    source = data.prepared.PreparedSpeech([record], lengths, memory_bytes=memory_bytes)
     assert [source[0]["speaker"] for _ in range(3)] == ["y"] * 3
     assert Record.count == reads
 
 
 def test_remote_shards_are_copied_once_to_a_local_folder(tmp_path, monkeypatch):
-    remote, cache = data.batches.epath.Path(tmp_path / "bucket"), tmp_path / "cache"
+    remote, cache = data.prepared.epath.Path(tmp_path / "bucket"), tmp_path / "cache"
     remote.mkdir()
     for name in ("dataset_info.json", "speech-train.array_record-00000-of-00001"):
         (remote / name).write_text(name)
-    assert data.batches._local_copy(remote, str(cache)) == remote
-    monkeypatch.setattr(data.batches, "_is_remote", lambda path: True)
-    copy = data.batches._local_copy(remote, str(cache))
+    assert data.prepared._local_copy(remote, str(cache)) == remote
+    monkeypatch.setattr(data.prepared, "_is_remote", lambda path: True)
+    copy = data.prepared._local_copy(remote, str(cache))
     assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in remote.iterdir())
     (remote / "speech-train.array_record-00000-of-00001").unlink()
-    assert data.batches._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
+    assert data.prepared._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
     (remote / "dataset_info.json").write_text("prepared anew")
-    assert data.batches._local_copy(remote, str(cache)) != copy
+    assert data.prepared._local_copy(remote, str(cache)) != copy

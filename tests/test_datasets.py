@@ -181,7 +181,9 @@ def test_names_that_are_no_recording_or_no_text_are_skipped_and_counted(config, 
     write(folder / "gone.wav", noise(0.1, 9))  # now the link leads somewhere
     assert data.prepare(config).data_path != prepared
     config.max_bad_fraction = 0.1
-    with pytest.raises(ValueError, match=r"3 of 10 files cannot be used \(1 name not UTF-8, 1 not a file, 1 unreadable"):
+    with pytest.raises(
+        ValueError, match=r"3 of 10 files cannot be used \(1 name not UTF-8, 1 not a file, 1 unreadable"
+    ):
         data.prepare(config)
 
 
@@ -480,6 +482,92 @@ def test_recordings_and_prepared_shards_are_read_from_a_bucket(config, bucket):
     config.data_dir = "gs://bucket/gone"
     with pytest.raises(ValueError, match=r"'gs://bucket/gone' is not a directory"):
         data.prepare(config)
+
+
+@pytest.fixture
+def prepared(config, tmp_path):
+    """A prepared folder of 12 recordings, and the shard of its train split."""
+    write_clips(tmp_path / "speech", [f"{k}.wav" for k in range(12)], seconds=0.5)
+    config.data_dir = str(tmp_path / "speech")
+    folder = pathlib.Path(data.prepare(config).data_path)
+    (shard,) = folder.glob("*-train.array_record*")
+    return folder, shard
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("opened_before", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted"])
+def test_a_damaged_shard_is_named_before_training_with_what_to_do(config, prepared, damage, opened_before):
+    folder, shard = prepared
+    if opened_before:  # then there is a lengths file, and no record would be read
+        data.open_split(config, "train")
+    if damage == "deleted":
+        shard.unlink()
+    else:
+        os.truncate(shard, 100000 if damage == "truncated" else 0)
+    for data_dir in (config.data_dir, str(folder)):
+        message = rf"^{shard} is damaged or gone \(.*\): delete the folder {folder}, it will be prepared again"
+        with pytest.raises(ValueError, match=message) as caught:
+            data.open_split(_with(config, data_dir=data_dir), "train")
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(folder)
+    assert sum(map(len, open_all(config).values())) == 12
+
+
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_a_flipped_bit_in_a_shard_costs_one_clip_and_names_the_shard(config, prepared, caplog, backend):
+    _, shard = prepared
+    clips = [clip["audio"] for clip in data.open_split(config, "train")]
+    flip(shard, 100000)
+    source = data.open_split(config, "train")
+    with pytest.raises(ValueError, match=rf"^{shard} is damaged or gone \(RuntimeError: .*\): delete the folder"):
+        list(source)
+    options = {"seed": 0, "start_step": 0, "batch_size": len(clips), "crop_samples": 8000}
+    batches = data.train_batches(source, **options, backend=backend, wait=lambda seconds: None)
+    batch = next(batches)
+    batches.close()
+    assert sorted(batch["length"][0]) == [0] + [8000] * (len(clips) - 1)
+    heard = {audio.to_int16(row).tobytes() for row in batch["audio"][0]}
+    assert len(heard & {clip.tobytes() for clip in clips}) == len(clips) - 1
+    assert f"ValueError: {shard} is damaged or gone" in caplog.text
+
+
+def test_shards_that_are_gone_during_a_run_end_it_in_one_line_that_names_one(config, prepared, monkeypatch):
+    _, shard = prepared
+    source = data.open_split(config, "train")
+    monkeypatch.setattr(source, "_read", source._read_record)  # as of a split too large for memory
+
+    class Gone(list):
+        def __getitem__(self, index):
+            raise RuntimeError("read() failed: Stale file handle")
+
+    monkeypatch.setattr(source._records, "_records", Gone())
+    options = {"seed": 0, "start_step": 0, "batch_size": 8, "crop_samples": 8000, "wait": lambda seconds: None}
+    with pytest.raises(
+        ValueError, match=rf"^2 of \d+ clips cannot be read, more than 1; the last is .*{shard} is damaged"
+    ):
+        next(data.train_batches(source, **options))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["garbage", "nothing", "deleted"])
+def test_damaged_metadata_of_prepared_data_is_named_with_what_to_do(config, prepared, name, damage):
+    folder, _ = prepared
+    (folder / name).unlink()
+    if damage != "deleted":
+        (folder / name).write_text("{" if damage == "garbage" else "")
+    with pytest.raises(
+        ValueError, match=rf"^{folder} is damaged or gone \(.*\): delete the folder {folder}, it will"
+    ) as e:
+        data.prepare(config)
+    assert "\n" not in str(e.value)
+    shutil.rmtree(folder)
+    data.prepare(config)
 
 
 def test_two_processes_preparing_the_same_folder_agree(config, tmp_path):

@@ -2,13 +2,15 @@
 
 from jaxcodec.data.batches import (
     SAMPLE_RATE as SAMPLE_RATE,
-    PreparedSpeech as PreparedSpeech,
     Source as Source,
     bucket_lengths as bucket_lengths,
     crops_per_pass as crops_per_pass,
     eval_batches as eval_batches,
-    open_split as open_split,
-    prepare as prepare,
     resolve_backend as resolve_backend,
     train_batches as train_batches,
+)
+from jaxcodec.data.prepared import (
+    PreparedSpeech as PreparedSpeech,
+    open_split as open_split,
+    prepare as prepare,
 )

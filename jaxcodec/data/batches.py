@@ -1,4 +1,4 @@
-"""Prepared speech to batches: random access to clips, training crops, padded evaluation batches.
+"""Clips to batches: training crops, padded evaluation batches.
 
 What a batch holds is planned in numpy from (seed, step) alone and then read by one of two backends, tf.data
 or a numpy thread pool, which give the same bits; so a run resumes at any step without saved iterator state,
@@ -7,22 +7,18 @@ at 16 kHz, padding is exact zeros at the end, and `length` tells where it starts
 """
 
 import concurrent.futures
-import contextlib
 import functools
-import hashlib
 import importlib.util
-import io
 import itertools
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
-from etils import epath
 
-from jaxcodec import atomic, pcm, workers
+from jaxcodec import pcm, workers
+from jaxcodec.data import damage
 
 SAMPLE_RATE = 16000
 _FULL_SCALE = np.float32(1.0)
@@ -32,7 +28,8 @@ Batch = dict[str, np.ndarray]
 # A clip that cannot be read is tried this often; the waits between are 0.5, 1, 2 and 4 s, so a disk may be gone for 7.5 s.
 READ_TRIES = 5
 FIRST_WAIT_SECONDS = 0.5
-# Then it is left out. More such clips than a twentieth of the split (but 1 always may fail, and never all), or than this, end the run.
+# Then it is left out. The run ends when more are than this share of the split (1 may, all may not), or than this number.
+MAX_FAILED_SHARE = 0.05
 MAX_FAILED_CLIPS = 100
 
 
@@ -46,108 +43,6 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def prepare(data_config: Any):
-    """The tfds builder with the prepared shards of `data_config`; prepares them if they are not there yet.
-
-    A `data_dir` that is itself a prepared directory (it has a `dataset_info.json`) is opened as it is; any
-    other `data_dir` is a folder of recordings; without one, `source` is `sample` or `openslr66`. Raises
-    `ValueError` with one line for a wrong path, too many unusable files, an unwritable `prepared_dir` or a
-    missing package.
-    """
-    import tensorflow_datasets as tfds
-
-    folder = str(data_config.data_dir)
-    try:
-        if folder and (epath.Path(folder) / "dataset_info.json").exists():
-            return _open_prepared(_local_copy(epath.Path(folder), data_config.prepared_dir))
-        builder = _make_builder(data_config)
-        # tfds prints sizes that it does not know; what happened is in the log.
-        with _one_at_a_time(epath.Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record")
-        return _open_prepared(_local_copy(epath.Path(builder.data_dir), ""))
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"preparing recordings needs the package {error.name!r}: install it, "
-            "or set data_dir to a directory that was prepared elsewhere"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"cannot prepare the data: {error}") from None
-
-
-def open_split(data_config: Any, split: str) -> "PreparedSpeech":
-    """The clips of `train`, `validation` or `test`, prepared on first use; errors as in `prepare`."""
-    builder = prepare(data_config)
-    if split not in builder.info.splits:
-        found = ", ".join(builder.info.splits) or "none"
-        raise ValueError(f"there is no {split} split in {builder.data_dir}, it has: {found}")
-    folder, info = epath.Path(builder.data_dir), builder.info.splits[split]
-    records = _Records(builder.as_data_source(split), dict(zip(info.filepaths, info.shard_lengths, strict=True)), folder)
-    records.check_shards()
-    source = PreparedSpeech(records, folder / f"lengths-{split}.npy")
-    minutes = source.lengths.sum() / SAMPLE_RATE / 60
-    logging.info("%s: %d clips, %.1f minutes, from %s", split, len(source), minutes, builder.data_dir)
-    return source
-
-
-class PreparedSpeech:
-    """The `Source` of one split's records; a split of at most `memory_bytes` stays in memory once read.
-
-    Raises `ValueError` for a clip that does not have the length that `lengths_file` says.
-    """
-
-    def __init__(self, records: Sequence[dict], lengths_file: epath.Path, memory_bytes: int = 2**30):
-        self.lengths = _cached_lengths(records, lengths_file)
-        self._records, self._lengths_file = records, lengths_file
-        read = self._read_record
-        self._read = functools.cache(read) if 2 * self.lengths.sum() <= memory_bytes else read
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._read(int(index))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.__getitem__, range(len(self)))
-
-    def _read_record(self, index):
-        record = self._records[index]
-        clip = {"audio": record["audio"], "id": record["id"].decode(), "speaker": record["speaker"].decode()}
-        if len(clip["audio"]) != self.lengths[index]:
-            raise ValueError(
-                f"{clip['id']} has {len(clip['audio'])} samples, {self._lengths_file} says {self.lengths[index]}: "
-                "delete that file, it will be made again"
-            )
-        return clip
-
-
-class _Records:
-    """A split's records; one that cannot be read is named by its shard. `shards` has the records of each file."""
-
-    def __init__(self, records: Sequence[dict], shards: dict[str, int], folder: epath.Path):
-        self._records, self._files, self._folder = records, list(shards), folder
-        self._ends = np.cumsum(list(shards.values()))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        try:
-            return self._records[index]
-        except Exception as error:  # array_record raises RuntimeError for whatever it finds
-            file = self._files[np.searchsorted(self._ends, index, side="right")]
-            raise ValueError(f"{file} is damaged or gone ({_in_one_line(error)}): {_remedy(self._folder)}") from error
-
-    def __iter__(self) -> Iterator[dict]:
-        return map(self.__getitem__, range(len(self)))
-
-    def check_shards(self) -> None:
-        """Reads the first and the last record of each shard, which one that is cut short does not have."""
-        for end, size in zip(self._ends, np.diff(self._ends, prepend=0), strict=True):
-            for index in {end - size, end - 1} if size else ():
-                self[int(index)]
-
-
 class _PatientReader:
     """Reads clips of a source; one that fails is tried again, then left out, and too many of them end the run."""
 
@@ -155,7 +50,7 @@ class _PatientReader:
         self._source, self._failed = source, set[int]()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._wait = wait or self._stopped.wait
-        self._allowed = min(MAX_FAILED_CLIPS, max(1, len(source) // 20), len(source) - 1)
+        self._allowed = min(MAX_FAILED_CLIPS, max(1, int(MAX_FAILED_SHARE * len(source))), len(source) - 1)
         self.stop = self._stopped.set  # ends all waiting: what fails now is raised
 
     def audio(self, clip: int) -> np.ndarray:
@@ -179,19 +74,11 @@ class _PatientReader:
             known = clip in self._failed
             self._failed.add(clip)
         failed = f"{len(self._failed)} of {len(self._source)} clips cannot be read"
-        problem = f"clip {clip}: {_in_one_line(error)}"
+        problem = f"clip {clip}: {damage.in_one_line(error)}"
         if len(self._failed) > self._allowed:
             raise ValueError(f"{failed}, more than {self._allowed}; the last is {problem}") from error
         if not known:
             logging.warning("%s, left out after %d tries; %s", problem, READ_TRIES, failed)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _remedy(folder: epath.PathLike) -> str:
-    return f"delete the folder {folder}, it will be prepared again (or copy it again from where it was prepared)"
 
 
 def crops_per_pass(source: Source, crop_samples: int) -> int:
@@ -384,7 +271,7 @@ def _tensorflow_batches(read: Callable, start_step: int, prefetch: int, stop: Ca
             failures.append(error)
             return np.zeros((1, 1, 1), np.int16), np.full((1, 1), _FAILED), np.ones((1, 1, 1), np.float32)
 
-    def batch(step):
+    def make(step):
         samples, lengths, gain = tf.numpy_function(try_to_read, [step], (tf.int16, tf.int32, tf.float32))
         rows = tf.cast(samples, tf.float32) / pcm.INT16_SCALE
         peak = tf.maximum(tf.reduce_max(tf.abs(rows), axis=2, keepdims=True), _SMALLEST_SAMPLE)
@@ -392,7 +279,7 @@ def _tensorflow_batches(read: Callable, start_step: int, prefetch: int, stop: Ca
         return {"audio": rows, "length": lengths}
 
     dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    dataset = dataset.map(batch, num_parallel_calls=2, deterministic=True).prefetch(prefetch)
+    dataset = dataset.map(make, num_parallel_calls=2, deterministic=True).prefetch(prefetch)
     iterator = dataset.as_numpy_iterator()  # which waits for its threads when it is let go: not before `stop`
     try:
         for batch in iterator:
@@ -419,94 +306,3 @@ def _eval_batch(
 def _by_device(rows: np.ndarray, num_devices: int) -> np.ndarray:
     """(N * B, ...) to (N, B, ...)."""
     return rows.reshape(num_devices, -1, *rows.shape[1:])
-
-
-def _make_builder(data_config: Any):
-    """The tfds builder that `data_config` asks for."""
-    from jaxcodec.data import openslr66, recordings, speech
-
-    names = ("min_clip_seconds", "max_clip_seconds", "max_bad_fraction", "validation_fraction", "test_fraction")
-    options = recordings.PrepareOptions(**{name: getattr(data_config, name) for name in names})
-    prepared_dir = data_config.prepared_dir or None
-    if data_config.data_dir:
-        return speech.SpeechFolder(str(data_config.data_dir), options, prepared_dir)
-    if data_config.source == "folder":
-        raise ValueError("data source 'folder' needs data_dir, the folder with the recordings")
-    builders = {"sample": speech.SpeechSample, "openslr66": openslr66.OpenSLR66}
-    if data_config.source not in builders:
-        raise ValueError(f"data source {data_config.source!r} is unknown, use sample, folder or openslr66")
-    return builders[data_config.source](options, prepared_dir)
-
-
-def _open_prepared(folder: epath.Path):
-    """The builder of a prepared directory."""
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder_from_directory(folder)
-    except (OSError, ImportError):
-        raise
-    except Exception as error:  # of many kinds: JSON, protocol buffers, features that are not there
-        raise ValueError(f"{folder} cannot be opened ({_in_one_line(error)}): {_remedy(folder)}") from None
-
-
-@contextlib.contextmanager
-def _one_at_a_time(directory: epath.Path) -> Iterator[None]:
-    """Waits while another process prepares the same local directory; removes what a killed one left."""
-    if _is_remote(directory) or directory.exists():
-        yield
-        return
-    import fcntl
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in directory.parent.glob("incomplete.*"):
-            leftover.rmtree()
-        yield
-
-
-def _local_copy(folder: epath.Path, prepared_dir: str) -> epath.Path:
-    """`folder` if local, else a copy below `prepared_dir`, made once: array_record reads local files."""
-    if not _is_remote(folder):
-        return folder
-    info = (folder / "dataset_info.json").read_bytes()
-    key = hashlib.sha256(str(folder).encode() + info).hexdigest()[:16]
-    copy = epath.Path(prepared_dir or "~/tensorflow_datasets").expanduser() / "local_copies" / key
-    if not copy.exists():
-        partial = copy.with_name(f"{key}.{os.getpid()}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            logging.info("copying %s to %s", path, copy)
-            path.copy(partial / path.name, overwrite=True)
-        partial.rename(copy)
-    return copy
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
-
-
-def _cached_lengths(records: Sequence[dict], file: epath.Path) -> np.ndarray:
-    """int32 (clips,) from `file`, or from the records once and then kept in `file` if that can be written."""
-    if file.exists():
-        if (lengths := _load_lengths(records, file)) is not None:
-            return lengths
-        logging.warning("%s is not the lengths of these %d clips, it is made again", file, len(records))
-    lengths = np.array([record["length"] for record in records], np.int32)
-    with contextlib.suppress(OSError), atomic.replacing(file) as part:
-        np.save(part, lengths)
-    return lengths
-
-
-def _load_lengths(records: Sequence[dict], file: epath.Path) -> np.ndarray | None:
-    """What `file` holds, None if that is something else, or lengths of other clips as far as the first and last tell."""
-    try:
-        with file.open("rb") as opened:
-            lengths = np.lib.format.read_array(opened)
-    except Exception:  # of many kinds, and it can be made again whatever is wrong
-        return None
-    if lengths.shape != (len(records),) or lengths.dtype != np.int32:
-        return None
-    ends = {0, len(records) - 1} if len(records) else set()
-    return lengths if all(lengths[i] == records[i]["length"] for i in ends) else None

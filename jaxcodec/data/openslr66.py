@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from jaxcodec.data import recordings
+from jaxcodec.data import damage, recordings
 from jaxcodec.data.recordings import PrepareOptions, Recording, StagedClip
 from jaxcodec.data.speech import SpeechBuilder
 
@@ -24,11 +24,25 @@ class OpenSLR66(SpeechBuilder, skip_registration=True):
         super().__init__(name, options, data_dir)
 
     def recordings(self, dl_manager: tfds.download.DownloadManager) -> Sequence[Recording]:
-        """Downloads both archives and their line indices."""
-        archives = dl_manager.download_and_extract({gender: f"{URL}/te_in_{gender}.zip" for gender in GENDERS})
-        indices = dl_manager.download({gender: f"{URL}/line_index_{gender}.tsv" for gender in GENDERS})
+        """Downloads both archives and their line indices.
+
+        Zip has a checksum of each file, which is verified. Checksums of the downloads are if `checksums.tsv` (as tfds
+        writes it) lies beside this module; members that would leave their folder are not unpacked.
+        """
+        try:
+            archives = dl_manager.download_and_extract({gender: f"{URL}/te_in_{gender}.zip" for gender in GENDERS})
+            indices = dl_manager.download({gender: f"{URL}/line_index_{gender}.tsv" for gender in GENDERS})
+        except Exception as error:  # tfds, requests and zipfile raise their own
+            problem = damage.in_one_line(error)
+            raise ValueError(
+                f"cannot download {URL} ({problem}): delete {dl_manager.download_dir} to try anew"
+            ) from error
         self._sentences = read_line_index("\n".join(epath.Path(index).read_text() for index in indices.values()))
         found = [file for gender in GENDERS for file in recordings.list_audio(archives[gender])]
+        if unknown := sum(path.stem not in self._sentences for _, path in found):
+            logging.warning(
+                "%d of %d recordings have no line in the indices: a sentence may be in two splits", unknown, len(found)
+            )
         return [Recording(path, path.name, speaker_of(path.name)) for _, path in found]
 
     def splits(self, clips: Sequence[StagedClip]) -> dict[str, list[StagedClip]]:

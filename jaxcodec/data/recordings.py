@@ -245,7 +245,7 @@ def _size_and_time(path: epath.Path) -> tuple[str, str]:
     try:
         stat = os.stat(path)
     except OSError as error:
-        return "", error.strerror
+        return "", str(error.strerror)
     return str(stat.st_size), str(stat.st_mtime_ns)
 
 

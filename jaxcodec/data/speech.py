@@ -1,5 +1,6 @@
 """tfds builders that turn recordings into array_record shards of int16 PCM at 16 kHz."""
 
+import contextlib
 import csv
 import hashlib
 import re
@@ -10,7 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from jaxcodec.data import recordings
+from jaxcodec.data import damage, recordings
 from jaxcodec.data.recordings import PrepareOptions, Recording, StagedClip, Staging
 
 SAMPLE_FOLDER = epath.Path(__file__).parent.parent / "datasets" / "sample"
@@ -34,10 +35,13 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, name: str, options: PrepareOptions, data_dir: str | None):
         """`name` identifies the prepared copy."""
         self.options = options
+        root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        folder = root / self.name / name / str(self.VERSION)
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # tfds warns of every config that is made at run time
         try:
-            super().__init__(config=tfds.core.BuilderConfig(name=name), data_dir=data_dir)
+            with damage.explained(folder, folder) if folder.exists() else contextlib.nullcontext():
+                super().__init__(config=tfds.core.BuilderConfig(name=name), data_dir=data_dir)
         finally:
             logging.set_verbosity(verbosity)
 
