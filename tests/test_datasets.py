@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import http.server
+import itertools
 import logging
 import os
 import pathlib
@@ -17,6 +18,7 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -423,7 +425,7 @@ def openslr_server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(openslr66, "URL", f"http://127.0.0.1:{server.server_port}")
-        yield
+        yield served
         server.shutdown()
 
 
@@ -437,6 +439,71 @@ def test_openslr66_downloads_and_splits_by_speaker_without_shared_sentences(conf
     assert all(len(clip["audio"]) == 1600 for members in clips.values() for clip in members)
     assert all(clip["id"].endswith("0.wav") for clip in clips["train"])  # the greeting is heard in validation
     assert {clip["id"][-5] for clip in clips["validation"]} == {"0", "1"}
+
+
+def test_openslr66_train_has_no_sentence_of_validation_or_of_test(config):
+    speakers = [f"tef_{k:05d}" for k in range(40)]
+    chosen = recordings.split_of_groups(speakers, 0.2, 0.2)
+    number = itertools.count()
+    sentences, clips = {}, []
+    for speaker in speakers:
+        for sentence in ("of all", f"of {chosen[speaker]} and train", f"of {speaker}"):
+            if chosen[speaker] == "train" and sentence == "of train and train":
+                sentence = ("of validation and train", "of test and train")[next(number) % 2]
+            name = f"{speaker}_{next(number):05d}"
+            sentences[name] = sentence
+            clips.append(clip(f"{name}.wav#0", speaker))
+    builder = object.__new__(openslr66.OpenSLR66)
+    builder.options, builder._sentences = PrepareOptions(validation_fraction=0.2, test_fraction=0.2), sentences
+    heard = {
+        split: {sentences[c.id.split(".")[0]] for c in members} for split, members in builder.splits(clips).items()
+    }
+    assert heard["validation"] & heard["test"] == {"of all"}
+    assert {"of test and train"} < heard["test"] and {"of validation and train"} < heard["validation"]
+    assert heard["train"] == {f"of {speaker}" for speaker in speakers if chosen[speaker] == "train"}
+
+
+def test_openslr66_members_that_would_leave_the_folder_are_not_unpacked(config, openslr_server, tmp_path):
+    outside = ["../tef_00001_00000000001.wav", "a/../../../tef_00001_00000000002.wav", f"{tmp_path}/evil.wav"]
+    with zipfile.ZipFile(openslr_server / "te_in_female.zip", "a") as archive:
+        for name in outside:
+            archive.writestr(name, b"evil")
+    data.prepare(_with(config, source="openslr66"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
+
+
+def test_openslr66_archives_that_are_damaged_or_not_as_registered_end_with_one_line(
+    config, openslr_server, monkeypatch
+):
+    config.source = "openslr66"
+    path = openslr_server / "te_in_male.zip"
+    content = path.read_bytes()
+
+    def refused(problem):
+        with pytest.raises(
+            ValueError, match=rf"^cannot download and unpack http.*{problem}.*: delete .*downloads to try"
+        ) as e:
+            data.prepare(config)
+        assert "\n" not in str(e.value)
+        shutil.rmtree(config.prepared_dir)
+
+    flip(path, len(content) // 2)
+    refused("Bad CRC-32")
+    path.write_bytes(content[:-100])
+    refused("not a zip file")
+    path.unlink()
+    refused("404")
+    path.write_bytes(content)
+    other = tfds.download.checksums.UrlInfo(len(content), "0" * 64, path.name)
+    monkeypatch.setattr(openslr66.OpenSLR66, "url_infos", {f"{openslr66.URL}/{path.name}": other})
+    refused("NonMatchingChecksumError")
+
+
+def test_openslr66_recordings_without_a_sentence_are_counted(config, openslr_server, caplog):
+    index = openslr_server / "line_index_male.tsv"
+    index.write_text("\n".join(index.read_text(encoding="utf-8").splitlines()[:-3]), encoding="utf-8")
+    data.prepare(_with(config, source="openslr66"))
+    assert "3 of 24 recordings have no line in the indices" in caplog.text
 
 
 def test_openslr66_names_tell_speakers_and_lines_tell_sentences():

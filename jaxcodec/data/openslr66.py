@@ -35,13 +35,13 @@ class OpenSLR66(SpeechBuilder, skip_registration=True):
         except Exception as error:  # tfds, requests and zipfile raise their own
             problem = damage.in_one_line(error)
             raise ValueError(
-                f"cannot download {URL} ({problem}): delete {dl_manager.download_dir} to try anew"
+                f"cannot download and unpack {URL} ({problem}): delete {dl_manager.download_dir} to try anew"
             ) from error
         self._sentences = read_line_index("\n".join(epath.Path(index).read_text() for index in indices.values()))
         found = [file for gender in GENDERS for file in recordings.list_audio(archives[gender])]
         if unknown := sum(path.stem not in self._sentences for _, path in found):
             logging.warning(
-                "%d of %d recordings have no line in the indices: a sentence may be in two splits", unknown, len(found)
+                "%d of %d recordings have no line in the indices: sentences may be in two splits", unknown, len(found)
             )
         return [Recording(path, path.name, speaker_of(path.name)) for _, path in found]
 
