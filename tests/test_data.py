@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxcodec import audio, data
+from jaxcodec.training import run
+from tests import support
 
 CROP = 400
 
@@ -132,6 +134,16 @@ def test_gain_is_drawn_from_its_range_and_never_exceeds_full_scale():
     gains = 20 * np.log10(peaks[1] / peaks[0])
     assert -12 <= gains.min() < -8 and gains.max() > 5
     assert peaks[1].max() == 1.0  # at most full scale, though +12 dB of 0.5 would be 2
+
+
+def test_a_training_run_draws_gain_from_the_range_of_its_config():
+    config = support.small_config(batch_size=8, data__gain_db=(-12.0, -12.0), data__crop_seconds=CROP / 16000)
+    clips = Clips([CROP] * 16)
+    batch_iterator = run.Run(config, support.make_model(config), clips, clips).train_batches(0)
+    batch = next(batch_iterator)
+    batch_iterator.close()
+    (plain,) = batches(clips, 1, batch_size=8, num_devices=8, seed=config.seed)
+    np.testing.assert_allclose(batch["audio"], plain["audio"] * 10 ** (-12 / 20), rtol=1e-6)
 
 
 def test_no_gain_leaves_the_samples_as_they_are(source):
