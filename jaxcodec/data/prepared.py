@@ -52,7 +52,6 @@ def open_split(data_config: Any, split: str) -> "PreparedSpeech":
     folder, info = epath.Path(builder.data_dir), builder.info.splits[split]
     shards = dict(zip(info.filepaths, info.shard_lengths, strict=True))
     records = _Records(builder.as_data_source(split), shards, folder)
-    records.check_shards()
     source = PreparedSpeech(records, folder / f"lengths-{split}.npy")
     minutes = source.lengths.sum() / SAMPLE_RATE / 60
     logging.info("%s: %d clips, %.1f minutes, from %s", split, len(source), minutes, builder.data_dir)
@@ -92,11 +91,17 @@ class PreparedSpeech:
 
 
 class _Records(Sequence[dict]):
-    """A split's records; one that cannot be read is named by its shard. `shards` has the records of each file."""
+    """A split's records; one that cannot be read is named by its shard. `shards` has the records of each file.
+
+    The first and the last record of each shard are read at once: a shard that is cut short or gone has neither.
+    """
 
     def __init__(self, records: Sequence[dict], shards: dict[str, int], folder: epath.Path):
         self._records, self._files, self._folder = records, list(shards), folder
         self._ends = np.cumsum(list(shards.values()))
+        for end, size in zip(self._ends, shards.values(), strict=True):
+            for index in (end - size, end - 1) if size else ():
+                self[int(index)]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -105,12 +110,6 @@ class _Records(Sequence[dict]):
         file = self._files[np.searchsorted(self._ends, index, side="right")]
         with damage.explained(file, self._folder):
             return self._records[index]
-
-    def check_shards(self) -> None:
-        """Reads the first and the last record of each shard, which one that is cut short does not have."""
-        for end, size in zip(self._ends, np.diff(self._ends, prepend=0), strict=True):
-            for index in {end - size, end - 1} if size else ():
-                self[int(index)]
 
 
 def _make_builder(data_config: Any):
