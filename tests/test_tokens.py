@@ -1,6 +1,9 @@
 """Token files: what is in them, who makes which, and what a second run does."""
 
 import json
+import re
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -175,3 +178,103 @@ def test_an_output_that_is_something_else_and_options_that_cannot_be_are_refused
     with pytest.raises(ValueError, match="num_codebooks is 5, this codec has 1 to 4"):
         write(model, corpus, tmp_path / "out", num_codebooks=5)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def made(model, corpus, tmp_path):
+    """A folder of tokens, and what its shards have in them."""
+    write(model, corpus, tmp_path / "out")
+    return tmp_path / "out", {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_flipped_shard_is_refused_by_readers_and_made_again_by_the_command(model, corpus, made):
+    output, before = made
+    path = output / "tokens-00001-of-00003.npz"
+    codes = np.load(path)["codes"].tobytes()
+    at = before[path.name].index(codes) + 5
+    flipped = bytearray(before[path.name])
+    flipped[at] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(tokens.DamagedShard, match=r"tokens-00001-of-00003.npz is damaged \(Bad CRC-32"):
+        list(tokens.load_shard(path))
+    write(model, corpus, output)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_a_shard_whose_arrays_were_changed_does_not_match_its_digest(made):
+    path = made[0] / "tokens-00000-of-00003.npz"
+    arrays = dict(np.load(path))
+    assert json.loads((made[0] / "manifest.json").read_text())["shards"][path.name]["digest"] == arrays["digest"]
+    np.savez(path, **arrays | {"codes": arrays["codes"] ^ 1})
+    with pytest.raises(tokens.DamagedShard, match="does not match its digest"):
+        tokens.read_summary(path)
+    arrays["offsets"] = arrays["offsets"][:-1]
+    np.savez(path, **arrays | {"digest": np.array(tokens._digest(arrays))})
+    with pytest.raises(tokens.DamagedShard, match="its arrays do not fit together"):
+        tokens.read_summary(path)
+
+
+def test_a_lost_manifest_is_written_again_and_other_settings_are_still_refused(model, corpus, made):
+    output, before = made
+    (output / "manifest.json").unlink()
+    for options, problem in ((dict(num_codebooks=2), "num_codebooks = 4, not 2"), (dict(shard_size=4), "shard_size")):
+        with pytest.raises(ValueError, match=f"tokens-00000-of-00003.npz was made with {problem}"):
+            write(model, corpus, output, **options)
+        assert not (output / "manifest.json").exists()
+    times = {path: path.stat().st_mtime_ns for path in output.glob("*.npz")}
+    write(model, corpus, output)
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*.npz")} == times
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_shards_of_another_folder_and_of_versions_without_settings_are_refused(model, corpus, made):
+    output, before = made
+    stranger = output / "tokens-00007-of-00009.npz"
+    stranger.write_bytes(before["tokens-00000-of-00003.npz"])
+    with pytest.raises(ValueError, match=r"tokens-00007-of-00009.npz is none of this command: give another output"):
+        write(model, corpus, output)
+    stranger.unlink()
+    arrays = dict(np.load(output / "tokens-00002-of-00003.npz"))
+    older = {name: value for name, value in arrays.items() if name not in ("settings", "digest")}
+    np.savez(output / "tokens-00002-of-00003.npz", **older)
+    with pytest.raises(tokens.DamagedShard, match=r"no item named 'settings\.npy'"):
+        tokens.read_summary(output / "tokens-00002-of-00003.npz")
+    assert [name for name, _, _ in tokens.load_shard(output / "tokens-00002-of-00003.npz")] == ["b/5.wav"]
+    write(model, corpus, output)  # which makes it again
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_the_same_command_started_twice_loses_nothing(model, corpus, made, tmp_path, monkeypatch):
+    _, before = made
+    savez, started = np.savez, []
+
+    def second_command(file, **arrays):
+        savez(file, **arrays)
+        if not started:
+            started.append(True)
+            write(model, corpus, tmp_path / "twice")  # from beginning to end, while this shard is not yet in its place
+
+    monkeypatch.setattr(np, "savez", second_command)
+    write(model, corpus, tmp_path / "twice")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()} == before
+
+
+def test_an_array_cannot_ask_for_more_than_the_file_holds(made, tmp_path):
+    lie = tmp_path / "lie.npz"
+    with zipfile.ZipFile(lie, "w") as archive, np.load(made[0] / "tokens-00000-of-00003.npz") as good:
+        for name in good.files:
+            member = good.zip.read(f"{name}.npy")
+            larger = re.sub(rb"\((\d+), (\d+)\), } {10}", rb"(\g<1>000000000, \2), } ", member)
+            archive.writestr(f"{name}.npy", larger)
+            assert (larger != member) == (name == "codes") and len(larger) == len(member)
+    tracemalloc.start()
+    try:
+        with pytest.raises(tokens.DamagedShard, match="cannot reshape"):
+            tokens.read_summary(lie)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    with zipfile.ZipFile(lie, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("codes.npy", bytes(10**8))
+    with pytest.raises(tokens.DamagedShard, match=r"codes\.npy is compressed"):
+        tokens.read_summary(lie)

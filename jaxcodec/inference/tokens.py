@@ -8,29 +8,40 @@ A corpus becomes shards of `shard_size` recordings each, in the order of their n
         num_samples  int64 (N,)      its length at the codec's sample rate
         names        str (N,)        its path below the corpus folder
         failed, reasons              str (M,), the files that could not be read, and why
+        settings                     str (), what it was made with, JSON
+        digest                       str (), of all other arrays
 
-beside `manifest.json`, which says what they were made with and lists what failed. A shard is there whole or not at all, so
-the command that was interrupted, started again, makes only the missing ones.
+beside `manifest.json`, which says the same settings once and lists the shards and what failed. A shard is there whole or not
+at all and tells by itself whether it is still what was written, and for which folder of tokens. So the command that was
+interrupted, started again, makes only what is missing or damaged, whatever became of the manifest.
 """
 
 import concurrent.futures
 import functools
 import hashlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 from tqdm import tqdm
 
 from jaxcodec import atomic, workers
+from jaxcodec.bitstream import entropy
 from jaxcodec.data import recordings
 from jaxcodec.inference import files, pretrained
 
-FORMAT = "jaxcodec tokens 1"
+FORMAT = "jaxcodec tokens 2"  # 1 had no settings and no digest in its shards
 MANIFEST = "manifest.json"
+
+
+class DamagedShard(ValueError):
+    """A token file that cannot be read, or is not what was written. The message is one line."""
 
 
 class Summary(NamedTuple):
@@ -39,6 +50,7 @@ class Summary(NamedTuple):
     clips: int
     frames: int
     samples: int
+    digest: str
     failed: dict[str, str]
 
 
@@ -83,16 +95,17 @@ def write_tokens(
             f"tokens are entries of codebooks, this codec's quantizer ({codec.config.model.quantizer}) has none."
         )
     num_codebooks = codec.check_rate(num_codebooks)
-    _begin(output, _settings(codec, names, num_codebooks, shard_size))
+    settings = _settings(codec, names, num_codebooks, shard_size)
     shards = [names[i : i + shard_size] for i in range(0, len(names), shard_size)]
     paths = [output / f"tokens-{i:05d}-of-{len(shards):05d}.npz" for i in range(len(shards))]
+    _begin(output, settings, paths)
     mine = range(shard_index, len(shards), num_shards)
-    done = [i for i in mine if paths[i].exists()]
-    jobs = [(os.fspath(folder), shards[i], os.fspath(paths[i]), num_codebooks) for i in mine if i not in set(done)]
+    done = {i: summary for i in mine if paths[i].exists() and (summary := _whole(paths[i]))}
+    jobs = [(os.fspath(folder), shards[i], os.fspath(paths[i]), settings) for i in mine if i not in done]
     with tqdm(total=sum(len(shards[i]) for i in mine), unit="file", disable=None, leave=False) as bar:
-        for i in done:
+        for i, summary in done.items():
             bar.update(len(shards[i]))
-            yield read_summary(paths[i])
+            yield summary
         if processes == 1:
             for job in jobs:
                 yield _write_shard(codec, *job, bar.update)
@@ -102,18 +115,77 @@ def write_tokens(
 
 
 def load_shard(path: epath.PathLike) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, codes (Q, T), samples) of every recording of one token file."""
-    with np.load(path) as shard:
-        codes, offsets = shard["codes"], shard["offsets"]
-        for i, (name, num_samples) in enumerate(zip(shard["names"], shard["num_samples"], strict=True)):
-            yield str(name), codes[:, offsets[i] : offsets[i + 1]], int(num_samples)
+    """(name, codes (Q, T), samples) of every recording of one token file, of whatever version. Raises `DamagedShard`."""
+    shard = _read(path, older=True)
+    codes, offsets = shard["codes"], shard["offsets"]
+    for i, (name, num_samples) in enumerate(zip(shard["names"], shard["num_samples"], strict=True)):
+        yield str(name), codes[:, offsets[i] : offsets[i + 1]], int(num_samples)
 
 
 def read_summary(path: epath.PathLike) -> Summary:
-    """What is in one token file, without reading its codes."""
-    with epath.Path(path).open("rb") as file, np.load(file) as shard:
-        failed = dict(zip(shard["failed"].tolist(), shard["reasons"].tolist(), strict=True))
-        return Summary(len(shard["names"]), int(shard["offsets"][-1]), int(shard["num_samples"].sum()), failed)
+    """What is in one token file, all of which is read and checked. Raises `DamagedShard`."""
+    return _summary(_read(path))
+
+
+def _summary(shard):
+    failed = dict(zip(shard["failed"].tolist(), shard["reasons"].tolist(), strict=True))
+    samples = int(shard["num_samples"].sum())
+    return Summary(len(shard["names"]), int(shard["offsets"][-1]), samples, str(shard["digest"]), failed)
+
+
+def _whole(path):
+    """The summary of a token file, None where it is damaged."""
+    try:
+        return read_summary(path)
+    except DamagedShard as error:
+        logging.warning("%s: it is made again.", error)
+        return None
+
+
+_LAYOUT = {"codes": 2, "offsets": 1, "num_samples": 1, "names": 1, "failed": 1, "reasons": 1}  # and their axes
+
+
+def _read(path, names=None, older=False):
+    """The arrays of a token file, or some, which are then not checked; one of an `older` version has no digest."""
+    try:
+        with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            told = () if older and "digest.npy" not in archive.namelist() else ("settings", "digest")
+            shard = {name: _array(archive, name) for name in names or (*_LAYOUT, *told)}
+        if "digest" in told and names is None and _digest(shard) != str(shard["digest"]):
+            raise ValueError("it does not match its digest")
+        if names is None:
+            _check_layout(shard)
+    except OSError:
+        raise
+    except Exception as error:  # what zipfile and its decompressors raise is no closed list
+        raise DamagedShard(f"{path} is damaged ({' '.join(str(error).split())})") from None
+    return shard
+
+
+def _array(archive, name):
+    """One array of an archive as `np.savez` writes it, whose header cannot ask for more than is there."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > member.compress_size:
+        raise ValueError(f"{member.filename} is compressed")
+    file = io.BytesIO(archive.read(member))
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{member.filename} is of another version")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran_order else "C").copy()
+
+
+def _digest(shard):
+    """Hex digits of all arrays but the digest."""
+    return entropy.digest({name: shard[name] for name in sorted(shard.keys() - {"digest"})})[:8].hex()
+
+
+def _check_layout(shard):
+    """Raises `ValueError` where arrays do not fit together."""
+    offsets, count = shard["offsets"], len(shard["names"])
+    ends = len(offsets) and (offsets[0], offsets[-1]) == (0, shard["codes"].shape[-1])
+    fits = all(shard[name].ndim == ndim for name, ndim in _LAYOUT.items()) and ends and (np.diff(offsets) >= 0).all()
+    if not fits or (len(offsets), len(shard["num_samples"])) != (count + 1, count):
+        raise ValueError("its arrays do not fit together")
 
 
 def _settings(codec, names, num_codebooks, shard_size):
@@ -131,31 +203,49 @@ def _settings(codec, names, num_codebooks, shard_size):
     )
 
 
-def _begin(output, settings):
-    """Writes the manifest, or checks that the one that is there says the same."""
+def _begin(output, settings, paths):
+    """Checks that manifest and shards that are there say the same, and writes the manifest where there is none."""
     path = output / MANIFEST
+    if path.exists():
+        try:
+            begun = json.loads(path.read_text())
+            changed = [name for name in settings if begun.get(name) != settings[name]]
+        except (ValueError, AttributeError):
+            raise ValueError(
+                f"{path} is not a manifest of tokens: give another output folder, or remove this file."
+            ) from None
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{output} was begun with {name} = {begun.get(name)}, this command has {settings[name]}: "
+                "give another output folder, or remove this one."
+            )
+    for shard in sorted(output.glob("tokens-*.npz")):  # also where the manifest was lost
+        if (problem := _other_settings(shard, settings)) or shard not in paths:
+            raise ValueError(
+                f"{shard} {problem or 'is none of this command'}: give another output folder, or remove this one."
+            )
     if not path.exists():
         _write_manifest(path, settings | dict(complete=False, shards={}, failed={}))
-        return
+
+
+def _other_settings(path, settings):
+    """What a shard was made with that is not so now, None where nothing is or it is damaged."""
     try:
-        begun = json.loads(path.read_text())
-        changed = [name for name in settings if begun.get(name) != settings[name]]
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is not a manifest of tokens: give another output folder.") from None
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"{output} was begun with {name} = {begun.get(name)}, this command has {settings[name]}: "
-            "give another output folder, or remove this one."
-        )
+        made = json.loads(str(_read(path, ["settings"])["settings"]))
+    except ValueError:
+        return None
+    changed = [name for name in settings if made.get(name) != settings[name]]
+    return f"was made with {changed[0]} = {made.get(changed[0])}, not {settings[changed[0]]}" if changed else None
 
 
 def _finish(output, paths):
-    """Adds to the manifest what all shards that are there by now hold."""
+    """Adds to the manifest what all shards that are there by now hold, as whoever made or checked them left them."""
     path = output / MANIFEST
     manifest = json.loads(path.read_text())
-    summaries = {shard.name: read_summary(shard) for shard in paths if shard.exists()}
-    shards = {name: dict(zip(Summary._fields[:3], summary, strict=False)) for name, summary in summaries.items()}
+    some = ["names", "offsets", "num_samples", "digest", "failed", "reasons"]
+    summaries = {shard.name: _summary(_read(shard, some)) for shard in paths if shard.exists()}
+    shards = {name: dict(zip(Summary._fields[:4], summary, strict=False)) for name, summary in summaries.items()}
     failed = {name: why for summary in summaries.values() for name, why in summary.failed.items()}
     _write_manifest(path, manifest | dict(complete=len(shards) == len(paths), shards=shards, failed=failed))
 
@@ -165,11 +255,9 @@ def _write_manifest(path, manifest):
         part.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _write_shard(codec, folder, names, path, num_codebooks, progress=lambda num_files: None):
+def _write_shard(codec, folder, names, path, settings, progress=lambda num_files: None):
     """Encodes one shard's recordings and writes them."""
-    path, clips, failed = epath.Path(path), [], {}
-    for leftover in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
-        leftover.unlink(missing_ok=True)
+    path, clips, failed, num_codebooks = epath.Path(path), [], {}, settings["num_codebooks"]
     for encoded in files.encode_files(codec, ((name, epath.Path(folder) / name) for name in names), num_codebooks):
         if encoded.error:
             failed[encoded.key] = str(encoded.error)
@@ -177,16 +265,24 @@ def _write_shard(codec, folder, names, path, num_codebooks, progress=lambda num_
             clips.append(encoded)
         progress(1)
     codes = [np.zeros((num_codebooks, 0), np.uint16), *(clip.codes for clip in clips)]
-    with atomic.replacing(path) as part, part.open("wb") as file:
-        np.savez(
-            file,
-            codes=np.concatenate(codes, axis=1),
-            offsets=np.cumsum([one.shape[1] for one in codes], dtype=np.int64),
-            num_samples=np.array([clip.num_samples for clip in clips], np.int64),
-            names=np.array([clip.key for clip in clips], np.str_),
-            failed=np.array(list(failed), np.str_),
-            reasons=np.array(list(failed.values()), np.str_),
-        )
+    shard: dict[str, Any] = dict(
+        codes=np.concatenate(codes, axis=1),
+        offsets=np.cumsum([one.shape[1] for one in codes], dtype=np.int64),
+        num_samples=np.array([clip.num_samples for clip in clips], np.int64),
+        names=np.array([clip.key for clip in clips], np.str_),
+        failed=np.array(list(failed), np.str_),
+        reasons=np.array(list(failed.values()), np.str_),
+        settings=np.array(json.dumps(settings)),
+    )
+    try:
+        with atomic.replacing(path) as part, part.open("wb") as file:
+            np.savez(file, **shard, digest=np.array(_digest(shard)))
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+        # The same command, started twice: the other one was done first, and took ours for what is left of a dead one.
+    for leftover in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
     return read_summary(path)
 
 
