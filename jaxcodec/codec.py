@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxcodec import quantizers
+from jaxcodec import quantizers, recipe
 from jaxcodec.nn import layers, networks
 from jaxcodec.quantizers import interface
 
@@ -152,14 +152,14 @@ def from_config(model, fixes) -> Codec:
     """A `Codec` from the sections `model` and `fixes` of a config.
 
     Raises:
-      ValueError: unknown architecture, quantizer or dtype, a width that cannot hold the latents, a codebook_size below 2.
+      ValueError: a field that is not within `recipe.BOUNDS`, fields that do not fit together.
     """
+    recipe.check(model.to_dict(), fixes.to_dict())
     if model.architecture not in networks.ARCHITECTURES:
         known = quantizers.expected(networks.ARCHITECTURES)
         raise ValueError(f'model.architecture is "{model.architecture}", expected {known}.')
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f'model.dtype is "{model.dtype}", expected "float32" or "bfloat16".')
-    networks.check_least(model, dict.fromkeys(("sample_rate", "latent_dim", "width"), 1))
     scale = model.output_scale if fixes.learnable_scale else None
     analysis, synthesis, hop_length = networks.ARCHITECTURES[model.architecture](model, 1.0 if scale is None else scale)
     return Codec(

@@ -278,14 +278,14 @@ def test_rates_are_exact(overrides, frame_rate, bits_per_second):
         ),
         ("quantizer", "fsq", 'model.quantizer is "fsq", expected "rvq" or "scalar".'),
         ("dtype", "float16", 'model.dtype is "float16", expected "float32" or "bfloat16".'),
-        ("rvq.num_codebooks", 0, "model.rvq.num_codebooks is 0, expected at least 1."),
-        ("rvq.codebook_size", 1, "model.rvq.codebook_size is 1, expected at least 2."),
-        ("latent_dim", -3, "model.latent_dim is -3, expected at least 1."),
-        ("width", 0, "model.width is 0, expected at least 1."),
-        ("mdct.hop_length", 0, "model.mdct.hop_length is 0, expected at least 1."),
-        ("mdct.kernel_size", 0, "model.mdct.kernel_size is 0, expected at least 1."),
-        ("mdct.encoder_depth", -1, "model.mdct.encoder_depth is -1, expected at least 0."),
-        ("sample_rate", 0, "model.sample_rate is 0, expected at least 1."),
+        ("rvq.num_codebooks", 0, "model.rvq.num_codebooks is 0, expected a whole number from 1 to 256."),
+        ("rvq.codebook_size", 1, "model.rvq.codebook_size is 1, expected a whole number from 2 to 65536."),
+        ("latent_dim", -3, "model.latent_dim is -3, expected a whole number from 1 to 4096."),
+        ("width", 0, "model.width is 0, expected a whole number from 1 to 4096."),
+        ("mdct.hop_length", 0, "model.mdct.hop_length is 0, expected a whole number from 1 to 2048."),
+        ("mdct.kernel_size", 0, "model.mdct.kernel_size is 0, expected a whole number from 1 to 64."),
+        ("mdct.encoder_depth", -1, "model.mdct.encoder_depth is -1, expected a whole number from 0 to 16."),
+        ("sample_rate", 0, "model.sample_rate is 0, expected a whole number from 1 to 1000000."),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_in_one_line(name, value, message):
@@ -298,7 +298,7 @@ def test_strides_and_latents_that_cannot_work_are_refused_in_one_line():
     for overrides, message in (
         (
             dict(architecture="seanet", model__seanet__strides=(2, 0)),
-            r"model.seanet.strides is \(2, 0\), expected .* at least 1.$",
+            r"model.seanet.strides is \(2, 0\), expected .* at least 1 whose product is at most 2048.$",
         ),
         (dict(model__latent_dim=17), "model.latent_dim is 17, .* at most hop_length = 16 coefficients.*identity"),
     ):

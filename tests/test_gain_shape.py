@@ -151,7 +151,10 @@ def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does
 def test_fewer_codebooks_are_searched_on_their_own():
     codec, clip = trained(model__rvq__beams=3), speech(6400)
     codes = np.asarray(jaxcodec.encode(codec, clip))
-    latents, bands = np.asarray(jaxcodec.latents(codec, clip)), np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, -N:]
+    latents, bands = (
+        np.asarray(jaxcodec.latents(codec, clip)),
+        np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, -N:],
+    )
     shape = latents[:, :-N] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
     for count in (1, 2, 3):
         fewer = np.asarray(jaxcodec.encode(codec, clip, count))
@@ -276,7 +279,7 @@ def test_an_unknown_preset_is_refused():
     [
         (dict(model__rvq__envelope_codebooks=0), 'envelope_codebooks is 0: the architecture "gain_shape" needs'),
         (dict(model__rvq__envelope_codebooks=4), "envelope_codebooks is 4 of 4: none is left"),
-        (dict(model__rvq__beams=0), "model.rvq.beams is 0, expected 1 to"),
+        (dict(model__rvq__beams=0), "model.rvq.beams is 0, expected a whole number from 1 to 64"),
         (dict(model__latent_dim=N), f"latent_dim is {N}, expected 1 to 40 coefficients and {N} bands"),
         (dict(model__gain_shape__hop_length=16), "16 coefficients are too few for 11 bands"),
         (dict(model__gain_shape__lookahead=3), "lookahead is 3, expected 0 to kernel_size - 1"),

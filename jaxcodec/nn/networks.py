@@ -75,16 +75,6 @@ def architecture(name: str):
     return register
 
 
-def check_least(model, least: dict[str, int]):
-    """Raises `ValueError` where a value, named by its path below `model`, is too small."""
-    for path, limit in least.items():
-        value = model
-        for name in path.split("."):
-            value = value[name]
-        if value < limit:
-            raise ValueError(f"model.{path} is {value}, expected at least {limit}.")
-
-
 def _check_lookahead(model, name):
     if not 0 <= model[name].lookahead < model[name].kernel_size:
         raise ValueError(f"model.{name}.lookahead is {model[name].lookahead}, expected 0 to kernel_size - 1.")
@@ -374,7 +364,6 @@ class SEANetSynthesis(_SEANetwork):
 @architecture("mdct")
 def _mdct(model, output_scale):
     section = model.mdct
-    check_least(model, {"mdct.hop_length": 1, "mdct.kernel_size": 1, "mdct.encoder_depth": 0, "mdct.decoder_depth": 0})
     if section.identity and model.latent_dim > section.hop_length:
         raise ValueError(
             f"model.latent_dim is {model.latent_dim}, but an identity path carries at most hop_length = "
@@ -391,9 +380,6 @@ def _mdct(model, output_scale):
 @architecture("transform")
 def _transform(model, output_scale):
     section = model.transform
-    check_least(
-        model, {"transform.hop_length": 1, "transform.kernel_size": 1, "transform.expansion": 1, "transform.depth": 0}
-    )
     _check_lookahead(model, "transform")
     if model.latent_dim != section.hop_length + layout.EXTRA:
         raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {layout.EXTRA}.")
@@ -406,8 +392,6 @@ def _transform(model, output_scale):
 @architecture("gain_shape")
 def _gain_shape(model, output_scale):
     section = model.gain_shape
-    least = {"hop_length": 1, "kernel_size": 1, "expansion": 1, "encoder_depth": 0, "decoder_depth": 0}
-    check_least(model, {f"gain_shape.{name}": limit for name, limit in least.items()})
     _check_lookahead(model, "gain_shape")
     layout.check_bands(section.hop_length)
     if not layout.NUM_BANDS < model.latent_dim <= section.hop_length + layout.NUM_BANDS:
@@ -429,9 +413,8 @@ def _gain_shape(model, output_scale):
 @architecture("seanet")
 def _seanet(model, output_scale):
     strides = tuple(model.seanet.strides)
-    check_least(model, {"width": 2})
-    if not strides or min(strides) < 1:
-        raise ValueError(f"model.seanet.strides is {strides}, expected one or more numbers of at least 1.")
+    if model.width < 2:
+        raise ValueError(f"model.width is {model.width}, expected at least 2: half of it is within a residual unit.")
     shared = dict(strides=strides, width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype))
     analysis = SEANetAnalysis(**shared, latent_dim=model.latent_dim)
     return Networks(analysis, SEANetSynthesis(**shared), math.prod(strides))
