@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import tracemalloc
 
 import jax
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from etils import epath
 
 import jaxcodec
-from jaxcodec import bundled, recipe
+from configs import seed, telugu, telugu_gan, telugu_mdct, telugu_vbr, tiny
+from jaxcodec import bundled, codec as codec_module, recipe
 from jaxcodec.inference import pretrained
 from jaxcodec.training import checkpoint
-from tests import support
+from tests import fuzz_models, support
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,7 @@ def test_a_flat_recipe_of_an_older_version_is_the_same_codec(codec, tmp_path):
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     inner = json.loads(header["__metadata__"]["jaxcodec"])
+    del inner["checksum"]  # those versions wrote none
     inner |= {"format": "jaxcodec 1", "config": inner["config"] | {"model": flat_model(codec.config)}}
     header["__metadata__"]["jaxcodec"] = json.dumps(inner)
     text = json.dumps(header).encode()
@@ -183,3 +187,143 @@ def test_what_cannot_be_stored_is_refused(codec, tmp_path):
     with pytest.raises(ValueError, match="codebooks/centroids has values that float16 cannot hold"):
         jaxcodec.save(far, tmp_path / "x", dtype="float16")
     assert not (tmp_path / "x").exists()
+
+
+def refused(data, folder):
+    """The one line with which a model file is refused."""
+    (folder / "bad.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"^\S*bad\.safetensors\b") as error:
+        jaxcodec.load(folder / "bad.safetensors")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["params/decoder/output_scale", "params/encoder/network/input/kernel", "codebooks/centroids"]
+)
+def test_a_weight_that_is_no_number_is_named(codec, tmp_path, name, value):
+    header, said, body = fuzz_models.take_apart(pretrained.to_bytes(codec))
+    at = header[name]["data_offsets"][0]
+    body = body[:at] + np.float32(value).tobytes() + body[at + 4 :]
+    del said["checksum"]
+    problem = refused(fuzz_models.assemble(header, said, body), tmp_path)
+    assert f"{name} has 1 NaN or infinite values" in problem
+
+
+def test_a_run_whose_weights_are_no_numbers_is_refused(tmp_path):
+    config = support.small_config()
+    state = support.trained_state(config)
+    state.params["decoder"]["output_scale"] = np.float32(np.nan)
+    with checkpoint.Checkpoints(str(tmp_path / "checkpoints"), config) as checkpoints:
+        checkpoints.save(state, 3.0)
+    with pytest.raises(ValueError, match="params/decoder/output_scale has 1 NaN or infinite values"):
+        jaxcodec.load(tmp_path)
+
+
+IMPOSSIBLE = [
+    ("model.mdct.encoder_depth", 10**7, "model.mdct.encoder_depth is 10000000, expected a whole number from 0 to 16."),
+    ("model.mdct.kernel_size", 10**9, "model.mdct.kernel_size is 1000000000, expected a whole number from 1 to 64."),
+    ("model.sample_rate", 10**30, f"model.sample_rate is {10**30}, expected a whole number from 1 to 1000000."),
+    ("model.seanet.strides", [2] * 60, "model.seanet.strides is [2, 2, 2"),
+    ("model.seanet.strides", 8, "model.seanet.strides is 8, expected one to eight whole numbers"),
+    ("model.width", 256.5, "model.width is 256.5, expected a whole number from 1 to 4096."),
+    ("model.width", "256", "model.width is 256, expected a whole number from 1 to 4096."),
+    ("model.width", True, "model.width is True, expected a whole number"),
+    ("model.width", 10**400, "model.width is 10000"),
+    ("model.causal", 1, "model.causal is 1, expected true or false."),
+    ("model.output_scale", float("nan"), "model.output_scale is nan, expected a number from 1e-06 to 1e+06."),
+    ("model.output_scale", 0, "model.output_scale is 0, expected a number from"),
+    ("model.architecture", ["mdct"], "model.architecture is ['mdct'], expected a name."),
+    ("model.architecture", "wavenet", 'model.architecture is "wavenet", expected "mdct" or'),
+    ("model.quantizer", None, "model.quantizer is None, expected a name."),
+    ("model.rvq", [], "model.rvq is [], expected a section of the recipe."),
+    ("model.rvq.beams", 65, "model.rvq.beams is 65, expected a whole number from 1 to 64."),
+    ("model.vocoder", {}, "model.vocoder is unknown to this version."),
+    ("model.keys", 3, "model.keys is unknown to this version."),
+    ("model.a\nb", 3, r"'model.a\nb' is unknown to this version."),
+    ("fixes.ninth", True, "fixes.ninth is unknown to this version."),
+    ("fixes.no_tanh", "yes", "fixes.no_tanh is yes, expected true or false."),
+    ("fixes", 3, "fixes is 3, expected a section of the recipe."),
+    ("model", 3, "the recipe is not one of the sections model and fixes."),
+    ("data", {}, "the recipe is not one of the sections model and fixes."),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), IMPOSSIBLE)
+def test_a_recipe_that_cannot_be_is_refused_by_its_field_before_anything_is_built(
+    codec, tmp_path, monkeypatch, path, value, message
+):
+    if path != "model.architecture":
+        monkeypatch.setattr(codec_module, "Codec", None)
+    assert message in refused(fuzz_models.with_recipe(pretrained.to_bytes(codec), path, value), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["model.mdct", "model.rvq", "model.mdct.kernel_size", "model.width", "fixes.no_tanh", "fixes"]
+)
+def test_a_recipe_with_something_missing_is_refused(codec, tmp_path, path):
+    problem = refused(fuzz_models.with_recipe(pretrained.to_bytes(codec), path, None, remove=True), tmp_path)
+    assert f"{path} is missing" in problem or f"{path} is None, expected a section" in problem or path == "fixes"
+
+
+def test_every_recipe_of_this_repository_is_within_the_bounds_and_training_configs_are_checked_too():
+    for module in (seed, telugu, telugu_gan, telugu_mdct, telugu_vbr, tiny):
+        config = module.get_config()
+        codec_module.from_config(config.model, config.fixes)
+    config.model.width = 4097
+    with pytest.raises(ValueError, match=r"model\.width is 4097, expected a whole number from 1 to 4096"):
+        codec_module.from_config(config.model, config.fixes)
+
+
+def test_a_recipe_that_claims_more_than_the_file_holds_costs_nothing(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "eval_shape", None)
+    data = fuzz_models.with_recipe(pretrained.to_bytes(codec), "model.mdct.hop_length", 2048)
+    weights = sum(array.size for array in codec.arrays.values())
+    least = 8 * (2048 + 2 * 3)
+    assert f"a codec of its recipe has at least {least} weights, the file has {weights}" in refused(data, tmp_path)
+
+
+def test_any_changed_byte_of_a_model_is_noticed(codec, tmp_path):
+    data = pretrained.to_bytes(codec)
+    body = 8 + int.from_bytes(data[:8], "little")
+    for at in range(body, len(data), 97):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        assert "does not match its checksum" in refused(bytes(flipped), tmp_path)
+    header, said, tensors = fuzz_models.take_apart(data)
+    said["config"]["model"]["output_scale"] = 2.0
+    assert "does not match its checksum" in refused(fuzz_models.assemble(header, said, tensors), tmp_path)
+
+
+def test_a_header_that_lies_about_its_length_or_its_tensors_is_refused_without_memory(codec, tmp_path):
+    data = pretrained.to_bytes(codec)
+    header, said, body = fuzz_models.take_apart(data)
+    first, second = sorted(set(header) - {"__metadata__"})[:2]
+    lies = {
+        "longer than the file": (2**31).to_bytes(8, "little") + data[8:],
+        "as long as can be": (2**64 - 1).to_bytes(8, "little") + data[8:],
+        "overlapping": header | {second: header[second] | {"data_offsets": header[first]["data_offsets"]}},
+        "beyond the end": header | {second: header[second] | {"data_offsets": [0, 2**50]}},
+        "large": header | {second: header[second] | {"shape": [2**40, 2**20]}},
+        "negative": header | {second: header[second] | {"shape": [-1]}},
+    }
+    for lie in lies.values():
+        lie = lie if isinstance(lie, bytes) else fuzz_models.assemble(lie, said, body)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tracemalloc.start()
+        try:
+            assert "is not a safetensors file that can be read" in refused(lie, tmp_path)
+            assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+        finally:
+            tracemalloc.stop()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 * 2**10  # kB
+
+
+def test_a_tensor_of_another_kind_of_number_is_refused(codec, tmp_path):
+    header, said, body = fuzz_models.take_apart(pretrained.to_bytes(codec))
+    del said["checksum"]
+    for tensor in header.values():
+        if "dtype" in tensor:
+            tensor["dtype"] = "I32"
+    assert "holds int32, expected floating point" in refused(fuzz_models.assemble(header, said, body), tmp_path)

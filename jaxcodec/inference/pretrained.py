@@ -2,7 +2,8 @@
 
 A safetensors file holds the weights, the quantizer's constants, the probability model of the entropy coder and, in its
 header, the recipe: all that encoding and decoding need. Tensors are named by their path, such as
-"params/encoder/network/input/kernel".
+"params/encoder/network/input/kernel". What a file says is checked before anything is made of it: the recipe against
+`recipe.BOUNDS`, the tensors against the recipe, and all of it against the checksum in the header.
 """
 
 import json
@@ -31,7 +32,7 @@ def load(path: epath.PathLike | None = None, *, best: bool = True) -> TrainedCod
       best: of a run, the best snapshot by validation SNR, or loss where bits are a term of it; or else the latest.
 
     Raises:
-      ValueError: there is no codec at `path`, or it cannot be read.
+      ValueError: there is no codec at `path`, it cannot be read, or it has weights that are not finite.
     """
     path = "tokens" if path is None else path
     if path in bundled.BUNDLED:
@@ -56,7 +57,11 @@ def load_for(fingerprint: bytes) -> TrainedCodec:
 
 
 def make(params, state, config, entropy_model=None) -> TrainedCodec:
-    """A `TrainedCodec` of params, the quantizer's state and the sections `model` and `fixes` of a config."""
+    """A `TrainedCodec` of params, the quantizer's state and the sections `model` and `fixes` of a config.
+
+    Raises:
+      ValueError: a weight that is NaN or infinite, with the name of its array.
+    """
     sections = {name: config[name].to_dict() for name in ("model", "fixes")}
     # By way of JSON, so that a codec equals itself after a file: a tuple comes back as a list.
     config = ml_collections.FrozenConfigDict(json.loads(json.dumps(sections)))
@@ -64,6 +69,7 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     # Plain dicts, whatever they were.
     params = flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
     params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
+    _check_finite({"params": params, module.quantizer.collection: constants})
     if kind := module.quantizer.prior_kind:  # the coder follows from the weights
         entropy_model = entropy.from_arrays(kind, module.quantizer.prior_arrays(params["quantizer"]))
     return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
@@ -96,6 +102,7 @@ def to_bytes(codec: TrainedCodec, dtype: str = "float32") -> bytes:
     if codec.entropy is not None and not codec.module.quantizer.prior_kind:
         tensors |= {f"entropy/{name}": array for name, array in codec.entropy.to_arrays().items()}
         header["entropy"] = codec.entropy.kind
+    header["checksum"] = _checksum(header, tensors)
     # One key: the order of several changes from call to call, and with it the file.
     return safetensors.numpy.save(tensors, {"jaxcodec": json.dumps(header)})
 
@@ -104,32 +111,67 @@ def _from_bytes(data, path):
     import safetensors.numpy
 
     try:
-        tensors = safetensors.numpy.load(data)
+        tensors = safetensors.numpy.load(data)  # which checks that they lie within the file, apart from each other
         header = bundled.header(data)
         sections = flax.traverse_util.unflatten_dict(tensors, sep="/")
     except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file that can be read ({error}).") from None
-    if header.get("format") not in READABLE:
-        raise ValueError(
-            f'{path} holds no codec of this version: its format is "{header.get("format")}", not "{FORMAT}".'
-        )
-    config = ml_collections.ConfigDict(header["config"] | {"model": recipe.upgraded(header["config"]["model"])})
+        raise ValueError(f"{path} is not a safetensors file that can be read ({one_line(error)}).") from None
+    found = header.get("format") if isinstance(header, dict) else None
+    if found not in READABLE:
+        raise ValueError(f'{path} holds no codec of this version: its format is "{one_line(found)}", not "{FORMAT}".')
+    if header.pop("checksum", None) not in (None, _checksum(header, tensors)):  # versions before 0.4 wrote none
+        raise ValueError(f"{path} is damaged: what it holds does not match its checksum.")
+    try:
+        return _from_sections(header, sections, sum(array.size for array in tensors.values()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _from_sections(header, sections, num_weights):
+    """A codec of a file's header and arrays, of which there are so many numbers."""
+    config = header.get("config")
+    if not isinstance(config, dict) or config.keys() != {"model", "fixes"} or not isinstance(config["model"], dict):
+        raise ValueError("the recipe is not one of the sections model and fixes.")
+    config = config | {"model": recipe.upgraded(config["model"])}
+    recipe.check(**config)
+    if (least := recipe.least_weights(config["model"])) > num_weights:
+        raise ValueError(f"a codec of its recipe has at least {least} weights, the file has {num_weights}.")
+    config = ml_collections.ConfigDict(config)
     module = codec_module.from_config(config.model, config.fixes)
     tables = sections.pop("entropy", None)
+    _check_shapes(sections, module)
     model = entropy.from_arrays(header.get("entropy", "tables"), tables) if tables else None
-    sections = jax.tree.map(lambda array: array.astype(np.float32), sections)
-    _check_shapes(sections, module, path)
+    with np.errstate(over="ignore"):
+        sections = jax.tree.map(lambda array: array.astype(np.float32), sections)
     state = module.quantizer.state_of(sections.get(module.quantizer.collection, {}))
     return make(sections["params"], state, config, model)
 
 
-def _check_shapes(sections, module, path):
+def _check_shapes(sections, module):
     """Raises `ValueError` where the arrays of a file are not those of the recipe."""
     params, state = jax.eval_shape(module.initial, jax.random.key(0))
     trees = {"params": params, module.quantizer.collection: module.quantizer.constants(state)}, sections
-    expected, actual = (
-        {name: array.shape for name, array in flax.traverse_util.flatten_dict(tree, sep="/").items()} for tree in trees
-    )
+    expected, actual = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in trees)
     for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            raise ValueError(f"{path}: {name} has shape {actual.get(name)}, its recipe has {expected.get(name)}.")
+        shapes = [arrays[name].shape if name in arrays else None for arrays in (actual, expected)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{one_line(name)} has shape {shapes[0]}, its recipe has {shapes[1]}.")
+        if actual[name].dtype.kind != "f":
+            raise ValueError(f"{name} holds {actual[name].dtype}, expected floating point.")
+
+
+def _check_finite(tree):
+    """Raises `ValueError` where a number is none: silence would come of it, without a word."""
+    for name, array in flax.traverse_util.flatten_dict(tree, sep="/").items():
+        if count := np.count_nonzero(~np.isfinite(np.asarray(array))):
+            raise ValueError(f"{name} has {count} NaN or infinite values: the model is damaged, or its training was.")
+
+
+def _checksum(header, tensors):
+    """16 hex digits of all that a file holds."""
+    return entropy.digest(dict(sorted(tensors.items())), json.dumps(header, sort_keys=True).encode())[:8].hex()
+
+
+def one_line(text):
+    """Anything as one line of at most 200 characters."""
+    return " ".join(str(text).split())[:200]
