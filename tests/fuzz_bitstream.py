@@ -1,6 +1,8 @@
 """Seeded mutations of .jxc files: every one is refused by name, reported in the right block, or harmless.
 
-    python tests/fuzz_bitstream.py --cases 20000 --seed 0
+    python tests/fuzz_bitstream.py --count 20000 --seed 0
+
+The command goes on with the other files that are read, `tests/fuzz_models.py`; --kind names one of all.
 
 `blind` mutations change bytes and leave the CRCs alone: nothing but the original may come out. `sealed` mutations change
 fields, sizes or payloads and compute the CRCs anew, which reaches the checks behind them: any answer is legal, a crash,
@@ -10,6 +12,8 @@ a second of work or 64 MB of memory is not.
 import argparse
 import collections
 import dataclasses
+import faulthandler
+import functools
 import hashlib
 import random
 import sys
@@ -26,7 +30,8 @@ from jaxcodec.bitstream import container, entropy, prior
 from jaxcodec.quantizers import layout
 
 MEMORY_LIMIT = 64 * 2**20
-SECONDS_LIMIT = 1.0
+SECONDS_LIMIT = 1.0  # of this thread: other programs have no part in it
+HANG_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,12 +327,13 @@ def run(cases, seed, goods=None):
             rng = random.Random(f"{seed}/{case}")
             good, other = rng.choice(goods), rng.choice(goods)
             mutation = rng.choice(BLIND + SEALED)
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
             data = mutation(rng, good.data, other.data)
             tracemalloc.reset_peak()
-            before, started = tracemalloc.get_traced_memory()[0], time.perf_counter()
+            before, started = tracemalloc.get_traced_memory()[0], time.thread_time()
             try:
                 results = [outcome(data, good.model, errors) for errors in ("raise", "report")]
-                peak, seconds = tracemalloc.get_traced_memory()[1] - before, time.perf_counter() - started
+                peak, seconds = tracemalloc.get_traced_memory()[1] - before, time.thread_time() - started
                 assert peak < MEMORY_LIMIT, f"{peak / 2**20:.0f} MB"
                 assert seconds < SECONDS_LIMIT, f"{seconds:.1f} s"
                 if mutation in BLIND:
@@ -343,13 +349,25 @@ def run(cases, seed, goods=None):
             counts["slowest s"] = max(counts["slowest s"], round(seconds, 3))
     finally:
         tracemalloc.stop()
+        faulthandler.cancel_dump_traceback_later()
     return counts
 
 
-if __name__ == "__main__":
+def main():
+    """A long run; a case that hangs ends it, with the line where it does."""
+    from tests import fuzz_models
+
+    kinds = {"container": run} | {kind: functools.partial(fuzz_models.run, kind) for kind in fuzz_models.KINDS}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=20000)
+    parser.add_argument("--count", type=int, default=20000, help="cases of each kind of file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=kinds)
     arguments = parser.parse_args()
-    for key, count in sorted(run(arguments.cases, arguments.seed).items(), key=str):
-        print(*(key if isinstance(key, tuple) else (key,)), count)
+    for kind in [arguments.kind] if arguments.kind else kinds:
+        print(f"{kind}, {arguments.count} cases of seed {arguments.seed}")
+        for key, count in sorted(kinds[kind](arguments.count, arguments.seed).items(), key=str):
+            print("  ", *(key if isinstance(key, tuple) else (key,)), count)
+
+
+if __name__ == "__main__":
+    main()

@@ -289,9 +289,11 @@ def test_a_consistent_crc_does_not_excuse_an_impossible_value(codes, model):
     fixed = take_apart(pack(codes, K))
     with pytest.raises(container.DamagedHeader, match=r"block 0 .* entropy coded"):
         container.unpack(assemble(*fixed[:2], [2 * 100 + 1], fixed[3]), model)
-    payload = b"\xff" * len(fixed[3][0])
-    with pytest.raises(container.DamagedBlock, match="code 31 with codebooks of 20"):
-        container.unpack(assemble(*fixed[:3], [payload]))
+    payload = b"\xff" * (len(fixed[3][0]) - 1)
+    with pytest.raises(container.DamagedBlock, match="codes 31 to 31, expected 0 to 19"):
+        container.unpack(assemble(*fixed[:3], [payload + b"\xf0"]))
+    with pytest.raises(container.DamagedBlock, match="the bits after its last code are not zero"):
+        container.unpack(assemble(*fixed[:3], [fixed[3][0][:-1] + bytes([fixed[3][0][-1] | 1])]))
 
 
 def test_a_number_in_more_bytes_than_it_needs_is_damage(codes):
@@ -456,3 +458,22 @@ def test_version_2_names_its_kind_and_takes_signed_and_sparse_codes():
         ValueError, match="the entropy model is for signed codes of 16 bits, the codes are 2 codebooks of 8"
     ):
         pack(golden_codes(21), 8, model)
+
+
+def test_most_nonsense_behind_a_right_crc_is_noticed_where_the_coder_ends():
+    rng = np.random.default_rng(0)
+    tables = entropy.fit(
+        [markov_codes(rng, 4, 400, K) for _ in range(4)], K, num_states=8, num_clusters=8, iterations=4
+    )
+    learned = prior.PriorModel(fuzz_bitstream.prior_weights(width=4))
+    for model, codes in ((tables, markov_codes(rng, 4, 60, K)), (learned, fuzz_bitstream.scalar_codes(12))):
+        data, shape = model.encode(codes), codes.shape
+        for size in (0, 1, 4, 9):  # zeros at the end do not count
+            np.testing.assert_array_equal(model.decode(data + bytes(size), *shape), codes)
+        with pytest.raises(entropy.DamagedCodes, match="it goes on after its last code"):
+            model.decode(data + b"\x01\x02\x03\x04\x05\x06\x07\x08", *shape)
+        nonsense = [rng.bytes(len(data)) for _ in range(150)]
+        found = sum(
+            isinstance(x, entropy.DamagedCodes) for x in model.decode_blocks(nonsense, shape[0], [shape[1]] * 150)
+        )
+        assert found > 0.8 * 150

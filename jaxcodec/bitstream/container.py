@@ -565,8 +565,8 @@ def _read_blocks(data, layout, numbers, entropy_model):
             results = entropy_model.decode_blocks([found[n] for n in coded], header.num_codebooks, sizes)
             for number, result in zip(coded, results, strict=True):
                 start, stop = header.block_range(number)
-                damaged = isinstance(result, entropy.DamagedCodes)
-                found[number] = DamagedBlock(number, start, stop, str(result)) if damaged else result
+                problem = str(result) if isinstance(result, entropy.DamagedCodes) else _out_of_range(result, header)
+                found[number] = DamagedBlock(number, start, stop, problem) if problem else result
         for number in some:
             stored = isinstance(found[number], bytes)
             yield number, _stored_codes(found[number], header, number) if stored else found[number]
@@ -587,11 +587,21 @@ def _payload(data, layout, number):
 
 def _stored_codes(payload, header, number):
     start, stop = header.block_range(number)
-    codes = _restore(payload, (header.num_codebooks, stop - start), header.code_bits)
-    if codes.size and codes.max() >= header.codebook_size:
-        problem = f"code {codes.max()} with codebooks of {header.codebook_size}"
-        return DamagedBlock(number, start, stop, problem)
-    return codes if not header.least_code else codes.astype(header.dtype) + header.least_code
+    shape = header.num_codebooks, stop - start
+    unused = 8 * len(payload) - shape[0] * shape[1] * header.code_bits
+    if payload and payload[-1] & ((1 << unused) - 1):
+        return DamagedBlock(number, start, stop, "the bits after its last code are not zero")
+    codes = _restore(payload, shape, header.code_bits).astype(header.dtype) + header.least_code
+    problem = _out_of_range(codes, header)
+    return DamagedBlock(number, start, stop, problem) if problem else codes
+
+
+def _out_of_range(codes, header):
+    """What is wrong with codes (Q, n) that cannot be, or None."""
+    most = header.least_code + header.codebook_size - 1
+    if codes.size and not header.least_code <= codes.min() <= codes.max() <= most:
+        return f"codes {codes.min()} to {codes.max()}, expected {header.least_code} to {most}"
+    return None
 
 
 def _store(codes: np.ndarray, header: Header) -> bytes:

@@ -25,6 +25,7 @@ import numpy as np
 PRECISION = 24  # bits of a probability in constriction's default coders
 UNUSED = -1  # source of a link that is not there
 MAX_CODEBOOK_SIZE = 2**16
+LEFT_OVER = "it goes on after its last code: the bytes are not this coder's."
 _ARRAYS = {"links": np.int16, "clusters": np.uint8, "transitions": np.uint8, "weights": np.uint16}
 
 
@@ -154,8 +155,8 @@ class EntropyModel:
     def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
         """What `encode` wrote, codes (num_codebooks, num_frames) uint16. Bytes beyond the end count as zero.
 
-        Raises `DamagedCodes` where no code could have led to these bytes; most damage decodes to wrong codes, so a
-        checksum is the caller's.
+        Raises `DamagedCodes` where no code could have led to these bytes, or the coder does not end where an encoder
+        does; some damage decodes to wrong codes all the same, so a checksum is the caller's.
         """
         self._check(num_codebooks)
         coder = range_decoder(data)
@@ -165,6 +166,8 @@ class EntropyModel:
                 codes[codebook] = self._decode_codebook(coder, codes, codebook)
             except AssertionError:  # constriction's way to say that a quantile lies outside the range
                 raise DamagedCodes(f"codebook {codebook} cannot be decoded: the bytes are not this coder's.") from None
+        if not coder.maybe_exhausted():
+            raise DamagedCodes(LEFT_OVER)
         return codes
 
     def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
@@ -264,7 +267,11 @@ def compressed(coder) -> bytes:
 
 
 def range_decoder(data: bytes):
-    """A range decoder of what `compressed` gave; bytes beyond the end count as zero."""
+    """A range decoder of what `compressed` gave; bytes beyond the end count as zero.
+
+    After the last symbol `maybe_exhausted` says whether it has come to the end as an encoder leaves it.
+    """
+    data = data.rstrip(b"\0")
     return constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
 
 

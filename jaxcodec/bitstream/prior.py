@@ -137,7 +137,7 @@ class PriorModel:
                 state = state.first(active)
                 codes[:active, t] = self._decode_frame(decoders[:active], state)
         results = [
-            decoder.problem or np.ascontiguousarray(codes[i, : lengths[i]].T) for i, decoder in enumerate(decoders)
+            decoder.finish() or np.ascontiguousarray(codes[i, : lengths[i]].T) for i, decoder in enumerate(decoders)
         ]
         return [results[i] for i in np.argsort(order)]
 
@@ -470,6 +470,12 @@ class _Decoder:
             magnitudes = magnitudes.copy()
             magnitudes[nonzero] *= 1 - 2 * signs
         return np.minimum(magnitudes, layout.MAX_CODE)
+
+    def finish(self):
+        """What is wrong with the bytes, now that they are decoded."""
+        if self.problem is None and not self.coder.maybe_exhausted():
+            self.problem = entropy.DamagedCodes(entropy.LEFT_OVER)
+        return self.problem
 
 
 def _one_thread():

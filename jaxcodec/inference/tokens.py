@@ -147,18 +147,17 @@ _LAYOUT = {"codes": 2, "offsets": 1, "num_samples": 1, "names": 1, "failed": 1, 
 
 def _read(path, names=None, older=False):
     """The arrays of a token file, or some, which are then not checked; one of an `older` version has no digest."""
-    try:
-        with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+    with epath.Path(path).open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
             told = () if older and "digest.npy" not in archive.namelist() else ("settings", "digest")
             shard = {name: _array(archive, name) for name in names or (*_LAYOUT, *told)}
-        if "digest" in told and names is None and _digest(shard) != str(shard["digest"]):
-            raise ValueError("it does not match its digest")
-        if names is None:
-            _check_layout(shard)
-    except OSError:
-        raise
-    except Exception as error:  # what zipfile and its decompressors raise is no closed list
-        raise DamagedShard(f"{path} is damaged ({' '.join(str(error).split())})") from None
+            if "digest" in told and names is None and _digest(shard) != str(shard["digest"]):
+                raise ValueError("it does not match its digest")
+            if names is None:
+                _check_layout(shard)
+        except Exception as error:  # what zipfile and its decompressors raise is no closed list
+            raise DamagedShard(f"{path} is damaged ({pretrained.one_line(error)})") from None
     return shard
 
 
