@@ -1,5 +1,6 @@
 """Recordings to .jxc files at any rate and back: what is asked for is met, and pieces are the whole."""
 
+import dataclasses
 import io
 import re
 
@@ -258,3 +259,63 @@ def _first_payload(codec, data, monkeypatch):
         with pytest.raises(ValueError, match="zip"):
             bitstream.unpack(data, codec.entropy, stop_frame=1)
     return seen[0]
+
+
+def sealed(data, **fields):
+    """The file with other fields in its header, and CRCs that are right; what is in no header of its version is added."""
+    layout = bitstream.container._parse(data)
+    header = dataclasses.replace(layout.header, version=2, **fields)
+    payloads = [(data[b.offset : b.offset + b.size], b.coded) for b in layout.blocks]
+    return bitstream.container._assemble(header, payloads)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sample_rate", 8000), ("hop_length", 63), ("codebook_size", 2**15), ("kind", "toy"), ("least_code", 0)],
+)
+def test_a_header_that_says_what_its_model_does_not_is_refused(codec, recording, field, value):
+    data = files.compress(codec, recording[1][:8000])
+    np.testing.assert_array_equal(files.decompress(codec, sealed(data)), files.decompress(codec, data))
+    for read in (files.decompress, files.unpack):
+        with pytest.raises(bitstream.DamagedHeader, match=rf"^the header says {field} = {value}, its model has "):
+            read(codec, sealed(data, **{field: value}))
+
+
+def test_a_file_of_another_model_is_told_by_its_fingerprint_before_anything_else(codec, recording):
+    data = sealed(files.compress(codec, recording[1][:8000]), fingerprint=bytes(8), sample_rate=8000)
+    with pytest.raises(files.WrongModel, match="made with the model 0000000000000000"):
+        files.decompress(codec, data)
+
+
+def test_a_small_file_of_many_hours_is_refused_unless_they_are_allowed(codec, monkeypatch):
+    silence = np.zeros(40000, np.float32)
+    data = files.compress(codec, silence)
+    with pytest.raises(files.TooLong, match=r"^2 s of audio, more than max_seconds = 2 allows$"):
+        files.decompress(codec, data, max_seconds=2)
+    assert len(files.decompress(codec, data, max_seconds=2.5)) == len(silence)
+    packer = bitstream.Packer(**files._fields(codec), num_codebooks=codec.num_codebooks, fingerprint=codec.fingerprint)
+    packer.add(np.zeros((codec.num_codebooks, 0), np.int32))
+    header = dataclasses.replace(packer._header, num_samples=16000 * 3600 * 13, num_frames=250 * 3600 * 13 + 1)
+    monkeypatch.setattr(bitstream, "read_header", lambda data: header)
+    for read in (files.decompress, files.unpack, files.decode_file):
+        with pytest.raises(files.TooLong, match=r"^46800 s of audio, more than max_seconds = 43200 allows$"):
+            read(codec, data)
+
+
+def test_codes_that_no_encoder_writes_are_a_damaged_block_behind_whatever_crc(codec):
+    codes = np.zeros((codec.num_codebooks, 1301), np.int32)
+    num_samples = codec.module.num_samples(codes.shape[1])
+    for row, entropy in ((0, False), (1, True), (2, False), (12, False)):
+        wrong = codes.copy()
+        wrong[row, 1280] = 400
+        data = files.pack(codec, wrong, num_samples, entropy=entropy)
+        assert not bitstream.damaged_blocks(data)
+        with pytest.raises(bitstream.DamagedBlock, match=r"block 1 .* is damaged: its codes are none that an encoder"):
+            files.unpack(codec, data)
+        assert files.unpack(codec, data, errors="report").damaged == [(1250, 1301)]
+    with pytest.raises(ValueError, match=r"^block 1 at 5.00 to 5.20 s is damaged"):
+        list(files.decode_file(codec, data).blocks)
+    decoded = files.decode_file(codec, data, keep_damaged=True)
+    heard = np.concatenate(list(decoded.blocks))
+    assert decoded.damaged == [(5.0, 5.204)] and not heard[80000:].any() and heard[:79000].any()
+    files.unpack(codec, files.pack(codec, codes, num_samples))  # which are all possible

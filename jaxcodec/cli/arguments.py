@@ -20,7 +20,14 @@ def _typed(parse):
     return typed
 
 
+def _above_zero(text):
+    if not (value := float(text)) > 0:
+        raise ValueError(f"{text} is not above 0")
+    return value
+
+
 positive = _typed(quantizers.positive)  # a number of at least 1
+seconds = _typed(_above_zero)
 MODEL = "files or tokens, the bundled models, a .safetensors file or a run of train.py; default: "
 SHARED = {
     "inputs": dict(nargs="+", metavar="IN", help="files and folders, - for stdin"),

@@ -11,6 +11,12 @@ def add_arguments(parser):
     options.add_shared(parser, "--model", **options.BY_FILE)
     formats = ("wav", "flac", "ogg", "opus", "mp3")
     parser.add_argument("--format", choices=formats, default="wav", help="of files in a folder and of stdout")
+    parser.add_argument(
+        "--max_seconds",
+        type=options.seconds,
+        metavar="S",
+        help="of audio that a file may hold; default: 43200, 12 hours",
+    )
     parser.add_argument("--keep_damaged", action="store_true", help="silence for damaged parts instead of no output")
 
 
@@ -27,7 +33,12 @@ def run(arguments):
             with jobs.attempt(job) as output:
                 data = read_bytes(job.source)
                 codec = codec_of(data)
-                decoded = files.decode_file(codec, data, keep_damaged=arguments.keep_damaged)
+                decoded = files.decode_file(
+                    codec,
+                    data,
+                    keep_damaged=arguments.keep_damaged,
+                    max_seconds=arguments.max_seconds or files.MAX_SECONDS,
+                )
                 damaged = decoded.damaged
                 audio.write_blocks(output, decoded.blocks, codec.sample_rate, decoded.num_samples)
                 jobs.count(job, decoded.num_samples / codec.sample_rate, len(data))

@@ -26,10 +26,16 @@ _WHOLE_SECONDS = 20  # decoded at once, in a window of its size; longer files in
 _FILE_BLOCK_SECONDS = 5  # of a .jxc file: what a damaged byte costs
 _CLOSE = 0.01  # below the limit, where a search for a rate ends
 _PIECE_BLOCKS = 12  # of a .jxc file are unpacked at once
+# A file of some 60 kB can hold this: what is decoded unasked is a working day and not more than 1.4 GB of wav.
+MAX_SECONDS = 12 * 3600
 
 
 class WrongModel(bitstream.BitstreamError):
     """The file was made with another model: its codes mean nothing to this one."""
+
+
+class TooLong(bitstream.BitstreamError):
+    """The file holds more audio than was allowed."""
 
 
 class Unpacked(NamedTuple):
@@ -72,9 +78,9 @@ def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool 
     return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)
 
 
-def decompress(codec: TrainedCodec, data: bytes) -> np.ndarray:
+def decompress(codec: TrainedCodec, data: bytes, *, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """The audio (S,) float32 of a .jxc file's content. Raises `ValueError` as `unpack` does."""
-    return np.concatenate([np.zeros(0, np.float32), *decode_file(codec, data).blocks])
+    return np.concatenate([np.zeros(0, np.float32), *decode_file(codec, data, max_seconds=max_seconds).blocks])
 
 
 def at_kbps(codec: TrainedCodec, attempt: Callable, kbps: float, seconds: float, rate=None) -> tuple[Any, bytes]:
@@ -148,33 +154,51 @@ def pack(codec: TrainedCodec, codes, num_samples: int, *, entropy: bool = True) 
 
 def _packer(codec, num_rows, entropy):
     return bitstream.Packer(
+        **_fields(codec),
         num_codebooks=num_rows,
-        kind=codec.config.model.quantizer,
-        least_code=codec.module.quantizer.code_range[0],
-        codebook_size=codec.codebook_size,
-        sample_rate=codec.sample_rate,
-        hop_length=codec.hop_length,
         fingerprint=codec.fingerprint,
         entropy_model=codec.entropy if entropy else None,
         block_frames=max(1, round(_FILE_BLOCK_SECONDS * codec.frame_rate)),
     )
 
 
-def unpack(codec: TrainedCodec, data: bytes, *, errors: Literal["raise", "report"] = "raise") -> Unpacked:
+def _fields(codec):
+    """What the headers of all files of a codec say."""
+    return dict(
+        kind=codec.config.model.quantizer,
+        least_code=codec.module.quantizer.code_range[0],
+        codebook_size=codec.codebook_size,
+        sample_rate=codec.sample_rate,
+        hop_length=codec.hop_length,
+    )
+
+
+def unpack(
+    codec: TrainedCodec,
+    data: bytes,
+    *,
+    errors: Literal["raise", "report"] = "raise",
+    max_seconds: float = MAX_SECONDS,
+) -> Unpacked:
     """The codes in the content of a .jxc file.
 
     With errors="report" a damaged block costs its own frames only, which are zero and listed in `damaged`.
 
     Raises:
       WrongModel: the file was made with another model.
+      TooLong: it holds more than `max_seconds` of audio.
       bitstream.BitstreamError: it is no such file, or damaged; the subclass says how.
     """
-    header = _header(codec, data)
-    unpacked = bitstream.unpack(data, codec.entropy, errors=errors)
-    return Unpacked(unpacked.codes.astype(np.int32), header.num_samples, unpacked.damaged)
+    header = _header(codec, data, max_seconds)
+    content = bitstream.unpack(data, codec.entropy, errors=errors)
+    impossible = _clear_impossible(codec, content, 0)
+    if impossible and errors == "raise":
+        raise impossible[0]
+    damaged = sorted(content.damaged + [(error.start_frame, error.stop_frame) for error in impossible])
+    return Unpacked(content.codes.astype(np.int32), header.num_samples, damaged)
 
 
-def _header(codec, data):
+def _header(codec, data, max_seconds):
     """The header of a file that this codec made."""
     header = bitstream.read_header(data)
     if header.fingerprint != codec.fingerprint:
@@ -182,12 +206,28 @@ def _header(codec, data):
             f"the file was made with the model {header.fingerprint.hex()}, this one is "
             f"{codec.fingerprint.hex()}: load the model it was made with."
         )
-    if header.num_frames != codec.num_frames(header.num_samples):
-        raise bitstream.DamagedHeader(
-            f"the file has {header.num_frames} frames, {header.num_samples} samples of this model have "
-            f"{codec.num_frames(header.num_samples)}."
-        )
+    expected = _fields(codec) | {"num_frames": codec.num_frames(header.num_samples)}
+    if not codec.knob.nested:
+        expected["num_codebooks"] = codec.num_codebooks
+    for name, value in expected.items():
+        if getattr(header, name) != value:
+            raise bitstream.DamagedHeader(f"the header says {name} = {getattr(header, name)}, its model has {value}")
+    if header.num_codebooks > codec.num_codebooks:
+        raise bitstream.DamagedHeader(f"{header.num_codebooks} codebooks, its model has {codec.num_codebooks}")
+    if header.seconds > max_seconds:
+        raise TooLong(f"{header.seconds:.0f} s of audio, more than max_seconds = {max_seconds:g} allows")
     return header
+
+
+def _clear_impossible(codec, content, start_frame):
+    """The blocks of a content, from `start_frame` on, whose codes no encoder writes; their codes become zero."""
+    size, found = content.header.block_frames, []
+    wrong = np.flatnonzero(~codec.module.quantizer.possible(content.codes)) + start_frame
+    for block in np.unique(wrong // size).tolist():
+        first, last = content.header.block_range(block)
+        content.codes[:, first - start_frame : last - start_frame] = 0
+        found.append(bitstream.DamagedBlock(block, first, last, "its codes are none that an encoder writes"))
+    return found
 
 
 def round_trip(codec: TrainedCodec, codes, num_samples: int) -> tuple[np.ndarray, int]:
@@ -348,14 +388,16 @@ class Decoded(NamedTuple):
     damaged: list[tuple[float, float]]  # seconds from and to that are lost and silent; grows as blocks are taken
 
 
-def decode_file(codec: TrainedCodec, data: bytes, *, keep_damaged: bool = False) -> Decoded:
+def decode_file(
+    codec: TrainedCodec, data: bytes, *, keep_damaged: bool = False, max_seconds: float = MAX_SECONDS
+) -> Decoded:
     """The audio in the content of a .jxc file; with `keep_damaged` a damaged block is silence.
 
     Raises:
       ValueError: as `unpack` does; of a damaged block it says where it is. One that only decoding finds is told when the
         blocks before it have been taken.
     """
-    header = _header(codec, data)
+    header = _header(codec, data, max_seconds)
     ranges: list[tuple[int, int]] = []
     seconds: list[tuple[float, float]] = []
 
@@ -384,7 +426,11 @@ def _unpack_pieces(codec, header, data, errors, note):
     noted = {error.block for error in known}
 
     def pieces():
+        start_frame = 0
         for content in bitstream.unpack_pieces(data, codec.entropy, num_blocks=_PIECE_BLOCKS):
+            for error in _clear_impossible(codec, content, start_frame):
+                note(error)
+            start_frame += content.codes.shape[1]
             for first, last in content.damaged:
                 if (block := first // header.block_frames) not in noted:
                     note(bitstream.DamagedBlock(block, first, last, "it cannot be decoded"))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -88,6 +89,10 @@ class Quantizer(nn.Module):
     def num_rows(self, rate) -> int:
         """Codes a frame, Q."""
         raise NotImplementedError
+
+    def possible(self, codes: np.ndarray) -> np.ndarray:
+        """Which frames (T,) of codes (Q, T) in their range an encoder can have written, as far as that is known."""
+        return np.ones(codes.shape[1], bool)
 
     def prior_arrays(self, params) -> dict[str, Any]:
         """Of a kind with a `prior_kind`: what that model is made from, by name, out of the quantizer's parameters."""

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from jaxcodec.quantizers import QUALITY_DB as QUALITY_DB
+from jaxcodec.quantizers import MAX_QUALITY, MIN_QUALITY, QUALITY_DB as QUALITY_DB
 
 SHAPINGS = 16
 MAX_CODE = 2**15 - 1
@@ -17,9 +17,15 @@ MAX_CODE = 2**15 - 1
 EDGES = (0, 0.025, 0.05, 0.075, 0.1125, 0.15, 0.2, 0.2625, 0.35, 0.475, 0.65, 1)
 NUM_BANDS = len(EDGES) - 1
 EXTRA = NUM_BANDS + 2  # codes beyond the coefficients
-LEVEL_DB, FLOOR_DB = 8.0, -96.0
+LEVEL_DB, FLOOR_DB, MAX_LEVEL_DB = 8.0, -96.0, 128.0  # the loudest spectrum there can be has 36 dB
 HOLD, HOLDS = 0.75, 2  # levels that a band may be off before it changes, and frames back that this is looked at
 TILT, LEVEL = 0.3, 0.6  # shares of the envelope that a step follows: within a frame, and from frame to frame
+
+# The least and the greatest of the codes beyond the coefficients.
+HEAD_LIMITS = (
+    np.array([MIN_QUALITY / QUALITY_DB, 0, *NUM_BANDS * [FLOOR_DB / LEVEL_DB]]),
+    np.array([MAX_QUALITY / QUALITY_DB, SHAPINGS, *NUM_BANDS * [MAX_LEVEL_DB / LEVEL_DB]]),
+)
 
 # The prior. It sees the frames before, and what was coded of the same frame: the bands of the envelope in an order of their
 # own, then the coefficients in three passes.

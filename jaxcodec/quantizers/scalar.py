@@ -99,6 +99,11 @@ class ScalarQuantizer(interface.Quantizer):
         bits += jnp.sum(envelope_bits(changes, levels), axis=-1)
         return {"rate": interface.Penalty(bits[None], frame_mask.astype(jnp.float32))}
 
+    def possible(self, codes):
+        heads = codes[:EXTRA]
+        least, most = (limit[:, None] for limit in layout.HEAD_LIMITS)
+        return ((least <= heads) & (heads <= most)).all(axis=0)
+
     def prior_arrays(self, params):
         return flax.traverse_util.flatten_dict(params["prior"], sep="/")
 
