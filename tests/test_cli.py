@@ -191,6 +191,19 @@ def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(
     np.testing.assert_allclose(decoded[stop + context :], good[stop + context :], atol=1.5 / 32768)
 
 
+def test_more_audio_than_is_allowed_is_refused_in_one_line(run, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    code, _, told = run("decode", "speech.jxc", "-o", "decoded.wav", "--max_seconds", "1.1")
+    assert code == 1 and told == ["jaxcodec: speech.jxc: 1.2 s of audio, max_seconds = 1.1 allows less: give more"]
+    assert not os.path.exists("decoded.wav")
+    assert run("decode", "speech.jxc", "-o", "decoded.wav", "--max_seconds", "inf")[0] == 0
+    with pytest.raises(SystemExit):
+        run("decode", "speech.jxc", "-o", "decoded.wav", "--max_seconds", "0")
+    assert inference.files.MAX_SECONDS == 43200  # as --help says
+    with pytest.raises(SystemExit):
+        run("decode", "--help")
+
+
 def test_truncating_is_encoding_with_fewer_codebooks(run, speech):
     run("encode", "speech.wav", "-o", "whole.jxc")
     run("encode", "speech.wav", "-o", "two.jxc", "--codebooks", "2")

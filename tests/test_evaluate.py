@@ -10,8 +10,8 @@ import pytest
 
 from jaxcodec import audio, evaluation, inference
 from jaxcodec.evaluation import measures, scoring
-from jaxcodec.inference import files
-from tests import support
+from jaxcodec.inference import files, pretrained
+from tests import support, test_scalar
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -37,6 +37,30 @@ def test_rows_are_what_the_bytes_hold_measured_against_the_clip(codec, clips):
         ratio = np.sum(target**2) / np.sum((decoded - target) ** 2)
         assert row["si_sdr"] == pytest.approx(10 * np.log10(ratio), abs=2e-2)
         assert -10 <= row["segmental_snr"] <= 35
+
+
+@pytest.mark.parametrize("at_kbps", [False, True])
+def test_what_is_measured_is_what_the_file_holds(codec, clips, monkeypatch, at_kbps):
+    (_, clip), pack = clips[0], files.pack
+    monkeypatch.setattr(
+        files, "pack", lambda codec, codes, *rest, **more: pack(codec, 0 * np.asarray(codes), *rest, **more)
+    )
+    if at_kbps:
+        codec, rate = scalar_codec(), evaluation.AtKbps(1000.0)
+    else:
+        rate = 4
+    (row,) = evaluation.evaluate(codec, [("a.wav", clip)], [rate])
+    zeros = np.zeros((codec.num_codebooks, codec.num_frames(len(clip))), np.int32)
+    assert row["bytes"] == len(pack(codec, zeros, len(clip)))
+    decoded = np.clip(inference.decode(codec, zeros, len(clip)), -1, 1).astype(float)
+    assert row["error_energy"] == pytest.approx(np.sum((clip - decoded) ** 2), rel=1e-4)
+
+
+def scalar_codec():
+    """A codec whose rate is searched for, not trained."""
+    config = test_scalar.small_config()
+    state = support.make_state(support.make_model(config))
+    return pretrained.make(state.params, state.quantizer, config)
 
 
 def test_summaries_weigh_rates_by_time_and_measures_by_clip():

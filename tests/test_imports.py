@@ -95,6 +95,35 @@ def test_every_module_has_a_ring_and_no_import_goes_round():
     assert not set(edges) - done
 
 
+RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "eval", "exec"}
+
+
+def dangerous(text):
+    """Imports and calls of a module by which a file that is read could run what it holds."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Call):
+            names = {node.func.id} if isinstance(node.func, ast.Name) else set()
+            names |= {"pickle" for keyword in node.keywords if keyword.arg == "allow_pickle"}
+        else:
+            continue
+        yield from sorted({name.split(".")[0] for name in names} & RUNS_WHAT_IT_READS)
+
+
+def test_no_file_that_is_read_can_run_anything():
+    # What an exporter evaluates are the dimensions that it wrote itself.
+    found = {name: list(dangerous(path.read_text())) for name, path in modules().items()}
+    assert {name: names for name, names in found.items() if names} == {"export.onnx_graph": ["eval"]}
+    for code in (
+        "import pickle",
+        "from pickle import load",
+        "np.load(f, allow_pickle=True)",
+        "def f():\n    eval('1')",
+    ):
+        assert list(dangerous(code))
+
+
 def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in (ROOT / "jaxcodec").rglob("*.py")}
     assert len(folders) > 8 and not {

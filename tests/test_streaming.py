@@ -10,7 +10,7 @@ import pytest
 
 import jaxcodec
 from configs import telugu_vbr
-from jaxcodec.inference import pretrained
+from jaxcodec.inference import pretrained, windows
 from jaxcodec.quantizers import layout
 from tests import support
 
@@ -220,6 +220,20 @@ def test_a_stream_remembers_all_that_a_block_of_samples_hears():
     expected = np.asarray(jaxcodec.decode(codec, codes))
     decoded = np.concatenate([steps_audio, end])[codec.delay :][: len(expected)]
     np.testing.assert_allclose(decoded, expected, atol=1e-5)
+
+
+def test_a_stream_remembers_all_that_a_frame_hears():
+    config = support.small_config(model__causal=True, model__mdct__encoder_depth=2, model__mdct__kernel_size=50)
+    codec = support.trained_codec(config)
+    before, after = codec.module.encoder.network.context
+    assert (before, after) == (99, 0) and before > windows.MIN_FRAMES
+    audio = support.speech_like(2, 300 * codec.hop_length)
+    state, codes = jaxcodec.init_stream(codec, 2), []
+    for chunk in np.split(audio, [160 * codec.hop_length, 230 * codec.hop_length], axis=1):
+        state, new = jaxcodec.encode_step(codec, state, chunk)
+        codes.append(np.asarray(new))
+    expected = np.asarray(jaxcodec.encode(codec, audio))[..., :300]
+    np.testing.assert_array_equal(np.concatenate(codes, axis=-1), expected)
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -215,7 +215,7 @@ def _header(codec, data, max_seconds):
     if header.num_codebooks > codec.num_codebooks:
         raise bitstream.DamagedHeader(f"{header.num_codebooks} codebooks, its model has {codec.num_codebooks}")
     if header.seconds > max_seconds:
-        raise TooLong(f"{header.seconds:.0f} s of audio, more than max_seconds = {max_seconds:g} allows")
+        raise TooLong(f"{header.seconds:.1f} s of audio, max_seconds = {max_seconds:g} allows less: give more")
     return header
 
 
