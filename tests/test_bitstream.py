@@ -477,3 +477,13 @@ def test_most_nonsense_behind_a_right_crc_is_noticed_where_the_coder_ends():
             isinstance(x, entropy.DamagedCodes) for x in model.decode_blocks(nonsense, shape[0], [shape[1]] * 150)
         )
         assert found > 0.8 * 150
+
+
+def test_decoded_codes_beyond_the_range_of_the_header_are_a_damaged_block():
+    codes = np.zeros((9, 60), np.int32)
+    codes[3, 5] = 7
+    head, fields, entries, payloads = take_apart(pack(codes, 80, Sparse(), kind="toy", least_code=-40))
+    assert payloads[0][2:4] == b"\x07\x00"
+    data = assemble(head, fields, entries, [payloads[0][:2] + b"\x28\x00" + payloads[0][4:]])
+    with pytest.raises(container.DamagedBlock, match="codes 0 to 40, expected -40 to 39"):
+        container.unpack(data, Sparse())

@@ -302,6 +302,14 @@ def test_a_small_file_of_many_hours_is_refused_unless_they_are_allowed(codec, mo
             read(codec, data)
 
 
+def test_weights_whose_audio_is_no_number_are_told(codec):
+    large = codec.replace(params=jax.tree.map(lambda x: x * 1e30, codec.params))
+    codes = np.ones((codec.num_codebooks, 11), np.int32)
+    data = files.pack(large, codes, int(codec.module.num_samples(11)), entropy=False)
+    with pytest.raises(ValueError, match="decoding gives samples that are no numbers"):
+        files.decompress(large, data)
+
+
 def test_codes_that_no_encoder_writes_are_a_damaged_block_behind_whatever_crc(codec):
     codes = np.zeros((codec.num_codebooks, 1301), np.int32)
     num_samples = codec.module.num_samples(codes.shape[1])

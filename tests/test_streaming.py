@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,11 +226,14 @@ def test_a_stream_remembers_all_that_a_block_of_samples_hears():
 def test_a_stream_remembers_all_that_a_frame_hears():
     config = support.small_config(model__causal=True, model__mdct__encoder_depth=2, model__mdct__kernel_size=50)
     codec = support.trained_codec(config)
+    # Blocks that are loud beside what passes them by: what was far before is heard in many codes.
+    params = flax.traverse_util.path_aware_map(lambda path, x: 5 * x if "layer_scale" in path else x, codec.params)
+    codec = codec.replace(params=params)
     before, after = codec.module.encoder.network.context
     assert (before, after) == (99, 0) and before > windows.MIN_FRAMES
     audio = support.speech_like(2, 300 * codec.hop_length)
     state, codes = jaxcodec.init_stream(codec, 2), []
-    for chunk in np.split(audio, [160 * codec.hop_length, 230 * codec.hop_length], axis=1):
+    for chunk in np.split(audio, 30, axis=1):
         state, new = jaxcodec.encode_step(codec, state, chunk)
         codes.append(np.asarray(new))
     expected = np.asarray(jaxcodec.encode(codec, audio))[..., :300]

@@ -440,9 +440,11 @@ def _unpack_pieces(codec, header, data, errors, note):
 
 
 def _silence(blocks, ranges, hop_length):
-    """Blocks (S,) with zeros in ranges (first frame, frame after the last) of the whole."""
+    """Blocks (S,), checked to be finite, with zeros in ranges (first frame, frame after the last) of the whole."""
     position = 0
     for block in blocks:
+        if not np.isfinite(block).all():
+            raise ValueError("decoding gives samples that are no numbers: the weights of the model cannot be right.")
         block = block.copy() if ranges else block
         for frames in ranges:
             start, stop = (max(0, frame * hop_length - position) for frame in frames)
