@@ -78,11 +78,11 @@ def with_recipe(data, path, value, *, remove=False):
 def edit_recipe(rng, data):
     header, codec, body = take_apart(data)
     codec.pop("checksum", None)
-    for _ in range(rng.choice([1, 1, 2, 4])):
+    for _ in range(rng.choice([1, 1, 2, 4]) if codec else 0):
         place = codec
-        while isinstance(place, dict) and place:
+        while True:
             name = rng.choice(sorted(place))
-            if not isinstance(place[name], dict) or rng.random() < 0.05:
+            if not isinstance(place[name], dict) or not place[name] or rng.random() < 0.05:
                 break
             place = place[name]
         if rng.random() < 0.15:
@@ -152,15 +152,27 @@ def edit_arrays(rng, data):
 
 def model():
     """The file of a tiny codec, and how it is read."""
-    return pretrained.to_bytes(support.untrained_codec()), lambda path: pretrained.load(path).fingerprint
+
+    def read(path):
+        codec = pretrained.load(path)
+        return codec.fingerprint, codec.entropy and codec.entropy.digest
+
+    return pretrained.to_bytes(_with_tables()), read
+
+
+def _with_tables():
+    """A tiny codec of codebooks with an entropy model."""
+    codec, rng = support.untrained_codec(), np.random.default_rng(0)
+    codes = fuzz_bitstream.markov_codes(rng, codec.num_codebooks, 901, codec.codebook_size)
+    tables = entropy.fit([codes], codec.codebook_size, num_states=4, num_clusters=4, iterations=2)
+    return codec.replace(entropy=tables)
 
 
 def tokens_jxc():
     """A file of codebooks."""
-    codec, rng = support.untrained_codec(), np.random.default_rng(0)
-    codes = fuzz_bitstream.markov_codes(rng, codec.num_codebooks, 901, codec.codebook_size)
-    tables = entropy.fit([codes], codec.codebook_size, num_states=4, num_clusters=4, iterations=2)
-    return _jxc(codec.replace(entropy=tables), codes)
+    codec = _with_tables()
+    rng = np.random.default_rng(0)
+    return _jxc(codec, fuzz_bitstream.markov_codes(rng, codec.num_codebooks, 901, codec.codebook_size))
 
 
 def files_jxc():

@@ -284,6 +284,12 @@ def test_a_recipe_that_claims_more_than_the_file_holds_costs_nothing(codec, tmp_
     assert f"a codec of its recipe has at least {least} weights, the file has {weights}" in refused(data, tmp_path)
 
 
+def test_an_entropy_model_that_is_none_is_refused(codec, tmp_path):
+    header, said, body = fuzz_models.take_apart(pretrained.to_bytes(codec))
+    del said["checksum"]
+    assert "its entropy model is none" in refused(fuzz_models.assemble(header, said | {"entropy": []}, body), tmp_path)
+
+
 def test_any_changed_byte_of_a_model_is_noticed(codec, tmp_path):
     data = pretrained.to_bytes(codec)
     body = 8 + int.from_bytes(data[:8], "little")

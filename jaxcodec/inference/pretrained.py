@@ -138,9 +138,11 @@ def _from_sections(header, sections, num_weights):
         raise ValueError(f"a codec of its recipe has at least {least} weights, the file has {num_weights}.")
     config = ml_collections.ConfigDict(config)
     module = codec_module.from_config(config.model, config.fixes)
-    tables = sections.pop("entropy", None)
+    tables, kind = sections.pop("entropy", {}), header.get("entropy", "tables")
+    if not isinstance(tables, dict) or not isinstance(kind, str):
+        raise ValueError("its entropy model is none.")
     _check_shapes(sections, module)
-    model = entropy.from_arrays(header.get("entropy", "tables"), tables) if tables else None
+    model = entropy.from_arrays(kind, tables) if tables else None
     with np.errstate(over="ignore"):
         sections = jax.tree.map(lambda array: array.astype(np.float32), sections)
     state = module.quantizer.state_of(sections.get(module.quantizer.collection, {}))
