@@ -208,10 +208,11 @@ def test_a_shard_whose_arrays_were_changed_does_not_match_its_digest(made):
     np.savez(path, **arrays | {"codes": arrays["codes"] ^ 1})
     with pytest.raises(tokens.DamagedShard, match="does not match its digest"):
         tokens.read_summary(path)
-    arrays["offsets"] = arrays["offsets"][:-1]
-    np.savez(path, **arrays | {"digest": np.array(tokens._digest(arrays))})
-    with pytest.raises(tokens.DamagedShard, match="its arrays do not fit together"):
-        tokens.read_summary(path)
+    for change in (dict(offsets=arrays["offsets"][:-1]), dict(num_samples=arrays["num_samples"].astype(str))):
+        changed = arrays | change
+        np.savez(path, **changed | {"digest": np.array(tokens._digest(changed))})
+        with pytest.raises(tokens.DamagedShard, match="its arrays do not fit together"):
+            tokens.read_summary(path)
 
 
 def test_a_lost_manifest_is_written_again_and_other_settings_are_still_refused(model, corpus, made):

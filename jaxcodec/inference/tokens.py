@@ -142,7 +142,14 @@ def _whole(path):
         return None
 
 
-_LAYOUT = {"codes": 2, "offsets": 1, "num_samples": 1, "names": 1, "failed": 1, "reasons": 1}  # and their axes
+_LAYOUT = {  # axes and kind of number
+    "codes": (2, "u"),
+    "offsets": (1, "i"),
+    "num_samples": (1, "i"),
+    "names": (1, "U"),
+    "failed": (1, "U"),
+    "reasons": (1, "U"),
+}
 
 
 def _read(path, names=None, older=False):
@@ -180,10 +187,15 @@ def _digest(shard):
 
 def _check_layout(shard):
     """Raises `ValueError` where arrays do not fit together."""
-    offsets, count = shard["offsets"], len(shard["names"])
-    ends = len(offsets) and (offsets[0], offsets[-1]) == (0, shard["codes"].shape[-1])
-    fits = all(shard[name].ndim == ndim for name, ndim in _LAYOUT.items()) and ends and (np.diff(offsets) >= 0).all()
-    if not fits or (len(offsets), len(shard["num_samples"])) != (count + 1, count):
+    forms = {name: (shard[name].ndim, shard[name].dtype.kind) for name in _LAYOUT}
+    sizes = {name: len(shard[name]) for name in _LAYOUT if shard[name].ndim}
+    offsets, count = shard["offsets"], sizes.get("names", 0)
+    if (
+        forms != _LAYOUT
+        or (sizes["offsets"], sizes["num_samples"], sizes["failed"]) != (count + 1, count, sizes["reasons"])
+        or (offsets[0], offsets[-1]) != (0, shard["codes"].shape[1])
+        or (np.diff(offsets) < 0).any()
+    ):
         raise ValueError("its arrays do not fit together")
 
 
@@ -232,9 +244,9 @@ def _other_settings(path, settings):
     """What a shard was made with that is not so now, None where nothing is or it is damaged."""
     try:
         made = json.loads(str(_read(path, ["settings"])["settings"]))
-    except ValueError:
+        changed = [name for name in settings if made.get(name) != settings[name]]
+    except (ValueError, AttributeError):
         return None
-    changed = [name for name in settings if made.get(name) != settings[name]]
     return f"was made with {changed[0]} = {made.get(changed[0])}, not {settings[changed[0]]}" if changed else None
 
 
