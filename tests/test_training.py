@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxcodec import codec, training
-from jaxcodec.nn import metrics
+from jaxcodec.nn import losses, metrics
 from jaxcodec.quantizers import interface, rvq
 from tests import support
 
@@ -289,6 +289,127 @@ def test_a_clip_of_silence_takes_nothing_from_the_others():
 
     np.testing.assert_allclose(gradient(silence, 1.0), gradient(speech, 1.0), rtol=1e-5)
     assert np.abs(gradient(silence, 1e9)).max() < 0.1 * np.abs(gradient(speech, 1e9)).max()
+
+
+WEIGHTS = {"mse": 0.7, "perceptual": 0.3, "loudness": 0.2, "commitment": 0.5}
+
+
+class Loss:
+    """`total_loss` as a function of decoded audio and latents, and beside it each term as its definition has it."""
+
+    def __init__(self, bounds, relative=True):
+        flat = {f"loss__{name}_weight": weight for name, weight in WEIGHTS.items()}
+        flat |= {f"loss__{name}_bound": bound for name, bound in bounds.items()}
+        self.config = support.small_config(loss__relative=relative, loss__clip_bound=1e9, **flat)
+        self.relative, self.model = relative, support.make_model(self.config)
+        state = support.settle_codebooks(support.make_state(self.model))
+        self.variables = self.model.collections(state.params, state.quantizer)
+        self.batch = support.make_batch()
+        self.output = jax.jit(self.model.apply)(self.variables, self.batch["audio"], self.batch["length"])
+        self.arrays = to_numpy((self.output.audio, self.output.latents))
+
+    def shares(self, arrays, output, lengths, axis_name=None):
+        """What this replica's part of the batch adds to the loss."""
+        audio, latents = arrays
+        args = latents, output.quantized, output.frame_mask
+        penalties = self.model.apply(self.variables, *args, method=codec.Codec.penalize)
+        output = output.replace(audio=audio, latents=latents, penalties=penalties)
+        return training.total_loss(output, lengths, self.config, axis_name)
+
+    def terms(self, arrays):
+        """The terms before weights and bounds: means over the clips, or frames, that exist."""
+        audio, latents = arrays
+        clips, reference = np.flatnonzero(self.batch["length"]), self.output.clipped
+        trace, mask, lengths = self.output.quantized.trace, self.output.frame_mask, self.batch["length"]
+        # What entered a codebook, less what it chose: the latents less what all up to it have taken off.
+        taken = np.asarray(self.output.latents) - np.asarray(trace.residuals) + np.asarray(trace.stages)
+        distances = jnp.sum((latents[None] - taken) ** 2 * np.asarray(mask)[None, ..., None])
+        size = np.sum(self.output.latents**2) if self.relative else latents.shape[-1] * np.sum(mask)
+        measures = {
+            "mse": losses.waveform_error(reference, audio, lengths, relative=self.relative),
+            "perceptual": losses.spectral_loss(reference, audio, lengths, relative=self.relative),
+            "loudness": losses.loudness_loss(reference, audio, lengths),
+        }
+        means = {name: jnp.mean(values[clips]) for name, values in measures.items()}
+        return means | {"commitment": distances / (self.config.model.rvq.num_codebooks * size)}
+
+    def reference(self):
+        """Each term's value and gradients."""
+        values = {name: float(value) for name, value in jax.jit(self.terms)(self.arrays).items()}
+        return values, to_numpy(jax.jit(jax.jacrev(self.terms))(self.arrays))
+
+
+OPEN = dict.fromkeys(WEIGHTS, 1e9)
+CLOSED = {"mse": 0.05, "perceptual": 0.1, "loudness": 0.2, "commitment": 0.01}  # far under every value
+
+
+@pytest.mark.parametrize(("bounds", "relative"), [(OPEN, True), (OPEN, False), (CLOSED, True)])
+def test_the_loss_is_the_weighted_sum_of_bounded_means_over_what_exists(bounds, relative):
+    loss = Loss(bounds, relative)
+    values, gradients = loss.reference()
+    share = jax.jit(jax.value_and_grad(lambda x: loss.shares(x, loss.output, loss.batch["length"]), has_aux=True))
+    (total, logs), gradient = share(loss.arrays)
+    assert set(logs) == {*values, "loss"}
+    support.assert_trees_close({name: logs[name] for name in values}, values, rtol=1e-4)
+    scales = {name: min(1.0, bounds[name] / value) for name, value in values.items()}
+    assert all((scale < 0.9) == (bounds is CLOSED) for scale in scales.values())
+    expected = sum(WEIGHTS[name] * scales[name] * value for name, value in values.items())
+    np.testing.assert_allclose([total, logs["loss"]], expected, rtol=1e-4)
+    for index in range(2):  # at the audio, at the latents
+        parts = [WEIGHTS[name] * scales[name] * gradients[name][index] for name in values]
+        scale = np.abs(sum(parts)).max()
+        np.testing.assert_allclose(gradient[index], sum(parts), rtol=1e-3, atol=1e-4 * scale)
+        assert scale > 0
+
+
+def test_a_bound_is_of_the_global_term_however_many_devices_share_it():
+    loss = Loss(CLOSED)
+    output, lengths = loss.output.replace(penalties={}), loss.batch["length"]
+
+    def split(x, axis=0):
+        return np.stack(np.split(np.asarray(x), 4, axis))
+
+    trace = rvq.Trace(
+        *(split(x, axis) for x, axis in zip(vars(output.quantized.trace).values(), (0, 1, 1), strict=True))
+    )
+    quantized = interface.Quantized(split(output.quantized.latents), split(output.quantized.codes), trace)
+    rest = {name: split(getattr(output, name)) for name in ("audio", "clipped", "latents", "frame_mask")}
+    local = output.replace(quantized=quantized, **rest)
+
+    def shares(arrays, output, lengths):
+        gradient, logs = jax.grad(loss.shares, has_aux=True)(arrays, output, lengths, "devices")
+        return gradient, logs, jax.lax.psum(loss.shares(arrays, output, lengths, "devices")[0], "devices")
+
+    gradient, logs, total = jax.pmap(shares, "devices")((local.audio, local.latents), local, split(lengths))
+    whole = jax.jit(jax.value_and_grad(lambda x: loss.shares(x, output, lengths), has_aux=True))
+    (expected, expected_logs), expected_gradient = whole(loss.arrays)
+    np.testing.assert_allclose(total, np.full(4, expected), rtol=1e-4)
+    support.assert_trees_close({name: value[0] for name, value in logs.items()}, expected_logs, rtol=1e-4)
+    for actual, one in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(np.concatenate(actual), one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+
+
+def test_filler_rows_change_nothing_of_the_update():
+    b, batch = bench(), support.make_batch((256, 200, 131, 90))
+    filled = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in batch.items()}
+    (state, logs), (filled_state, filled_logs) = (b.step(to_numpy(b.state), x, RNG) for x in (batch, filled))
+    support.assert_trees_close(filled_logs, logs, rtol=1e-4)
+    support.assert_trees_close(filled_state, state, rtol=1e-4, atol=1e-6)
+
+
+def test_an_update_decodes_some_clips_from_fewer_codebooks():
+    b, batch = bench(), support.make_batch()
+    apply = jax.jit(functools.partial(b.model.apply, b.model.collections(b.state.params, b.state.quantizer)))
+
+    def errors(count):
+        output = apply(batch["audio"], batch["length"], jnp.full(8, count))
+        return np.asarray(losses.waveform_error(output.clipped, output.audio, batch["length"]))[batch["length"] > 0]
+
+    by_count = np.array([errors(count) for count in (1, 2, 3, 4)])  # of each clip
+    assert by_count.max() < b.config.loss.clip_bound
+    _, logs = b.step(to_numpy(b.state), batch, RNG)
+    assert by_count.min(0).mean() < logs["mse"] < by_count.max(0).mean()
+    assert abs(logs["mse"] / by_count[3].mean() - 1) > 1e-2
 
 
 def test_an_unknown_schedule_is_refused_by_name():
