@@ -78,13 +78,14 @@ class Bench:
         self.model = support.make_model(support.small_config(architecture, model__causal=causal, model__dtype=dtype))
         self.state = trained_state(architecture)
         self.variables = self.model.collections(self.state.params, self.state.quantizer)
-        self._run = jax.jit(functools.partial(self.model.apply, self.variables))
+        self._run = jax.jit(self.model.apply)
         self._decode = jax.jit(self._decode_codes, static_argnums=2)
 
-    def run(self, audio, lengths=None, num_codebooks=(4,)):
+    def run(self, audio, lengths=None, num_codebooks=(4,), variables=None):
         """`CodecOutput` of audio (B, S)."""
         lengths = _full(audio) if lengths is None else lengths
-        return self._run(audio, lengths, jnp.broadcast_to(jnp.array(num_codebooks), lengths.shape))
+        rates = jnp.broadcast_to(jnp.array(num_codebooks), lengths.shape)
+        return self._run(self.variables if variables is None else variables, audio, lengths, rates)
 
     def decode(self, codes, num_samples):
         """Codes (B, Q', T) to audio (B, num_samples)."""
@@ -163,6 +164,17 @@ def test_decoding_the_codes_is_the_decoded_audio(architecture):
     assert len(np.unique(output.quantized.codes)) > 8
     decoded = codec_bench.decode(output.quantized.codes, output.audio.shape[1])
     np.testing.assert_allclose(decoded, output.audio, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [1e-2, 100.0])
+def test_the_output_follows_the_output_scale_without_a_limit(architecture, gain):
+    codec_bench = bench(architecture)
+    decoder, audio = codec_bench.state.params["decoder"], codec_bench.clips()
+    louder = codec_bench.state.params | {"decoder": decoder | {"output_scale": gain * decoder["output_scale"]}}
+    variables = codec_bench.variables | {"params": louder}
+    decoded = [codec_bench.run(audio, variables=x).audio for x in (codec_bench.variables, variables)]
+    np.testing.assert_allclose(decoded[1], gain * decoded[0], rtol=1e-5, atol=1e-6 * gain)
+    assert np.abs(decoded[1]).max() > 10 or gain < 1  # far beyond full scale
 
 
 @pytest.mark.parametrize(("name", "look_ahead"), [("mdct", 1), ("seanet", 0)])
