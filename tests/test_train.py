@@ -7,16 +7,18 @@ import shutil
 import subprocess
 import sys
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
+import jaxcodec
 import train as driver
 from configs import tiny
-from jaxcodec import audio, codec, data
-from jaxcodec.training import checkpoint, run
-from tests import test_adversarial, test_scalar
+from jaxcodec import audio, codec, data, pcm
+from jaxcodec.training import checkpoint, run, step
+from tests import support, test_adversarial, test_scalar
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,9 +122,12 @@ def test_another_architecture_in_the_same_directory_is_refused_in_one_line(train
         run.train(config)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(config, share, monkeypatch):
+@pytest.mark.parametrize(("share", "average_decay"), [(0.0, 0.9), (0.3, 0.0)])
+def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(
+    config, share, average_decay, monkeypatch
+):
     config.adversarial.update(test_adversarial.SIZES | {"share": share})
+    config.optimizer.average_decay = average_decay  # where there is one, it is what loads
     config.experiment_name = "whole"
     run.train(config)
 
@@ -178,6 +183,77 @@ def test_what_makes_a_snapshot_the_best_follows_what_is_trained_for(config):
         one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
         ranks.append(one.score({"snr": 3.0, "loss": 1.0}, 40))
     assert ranks == [3.0, -1.0, 40.0]
+
+
+@pytest.fixture(scope="module")
+def split_recordings(recordings):
+    """The recordings as training, with validation clips of lengths that make two batches."""
+    folder = recordings.parent / "split"
+    shutil.copytree(recordings, folder / "train")
+    (folder / "validation").mkdir()
+    for number, seconds in enumerate((0.4, 0.7, 1.5)):
+        clip = support.speech_like(1, round(16000 * seconds), seed=number)[0] * (1 + number) / 3
+        audio.save(folder / "validation" / f"{number}.wav", clip, 16000)
+    return folder
+
+
+def frozen_run(split_recordings, folder, seed):
+    """The config, last summary and loaded codec of a run whose weights stay, with an average twice as loud as they are."""
+    config, update = make_config(split_recordings, folder), step.train_step
+    config.seed, config.num_epochs, config.steps_per_epoch = seed, 1, 1
+    config.optimizer.learning_rate, config.optimizer.average_decay = 0.0, 0.9
+
+    def louder_average(*args, **options):
+        state, logs = update(*args, **options)
+        decoder = state.params["decoder"]
+        decoder |= {"output_scale": 2 * decoder["output_scale"]}
+        return state.replace(average=state.params | {"decoder": decoder}), logs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "train_step", louder_average)
+        summary = run.train(config)
+    return config, summary, jaxcodec.load(folder / config.experiment_name)
+
+
+@pytest.fixture(scope="module")
+def frozen(split_recordings, tmp_path_factory):
+    """`frozen_run` with the seeds 0 and 1."""
+    return [frozen_run(split_recordings, tmp_path_factory.mktemp("frozen"), seed) for seed in (0, 1)]
+
+
+def test_a_run_is_judged_by_all_clips_and_leaves_the_average_that_was_judged(frozen):
+    config, summary, codec = frozen[0]
+    assert codec.params["decoder"]["output_scale"] == 2 * config.model.output_scale
+    snrs = []
+    for clip in data.open_split(config.data, "validation"):
+        speech = pcm.to_float(clip["audio"])
+        decoded = jaxcodec.decode(codec, jaxcodec.encode(codec, speech), len(speech))
+        snrs.append(10 * np.log10(np.sum(speech**2) / np.sum((speech - decoded) ** 2)))
+    assert len(snrs) == summary["clips"] == 3 and np.ptp(snrs) > 0.01
+    np.testing.assert_allclose(summary["snr"], np.mean(snrs), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_follow_the_seed(frozen):
+    first, second = (flax.traverse_util.flatten_dict(codec.params["encoder"], sep="/") for *_, codec in frozen)
+    kernels = [name for name in first if name.endswith("kernel")]
+    assert kernels
+    for name in kernels:
+        assert np.mean(first[name] != second[name]) > 0.9, name
+
+
+@pytest.mark.parametrize(("loudness_weight", "best_is_last"), [(0.0, False), (1e-6, True)])
+def test_the_best_snapshot_is_that_of_the_best_snr_or_of_the_least_loss_where_loudness_is_a_term(
+    config, loudness_weight, best_is_last
+):
+    """A run that is paid for its error: with every epoch loss and SNR fall."""
+    config.loss.update(mse_weight=-1.0, mse_bound=1e9, clip_bound=1e9, loudness_weight=loudness_weight)
+    config.loss.update(perceptual_weight=0.0, commitment_weight=0.0)
+    config.optimizer.update(learning_rate=0.03, warmup_steps=0, schedule="constant")
+    summary = run.train(config)
+    assert summary["snr"] < 0
+    directory = f"{config.checkpoint_dir}/{config.experiment_name}/checkpoints"
+    best, last = (checkpoint.load_model(directory, best=best)[0]["decoder"]["output_scale"] for best in (True, False))
+    assert (best == last) == best_is_last
 
 
 def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):
