@@ -1,7 +1,8 @@
-"""Two processes over loopback train as one does."""
+"""Processes over loopback train as one does: the step, and the program."""
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -9,9 +10,14 @@ import sys
 import jax
 import numpy as np
 
-from tests import multihost_worker
+from jaxcodec import audio
+from jaxcodec.training import checkpoint
+from tests import multihost_worker, support
 
+ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 120  # seconds
+PROGRAM_TIMEOUT = 240
+FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
 
 
 def free_port():
@@ -21,10 +27,10 @@ def free_port():
 
 
 def test_two_processes_with_two_devices_each_train_as_one_with_four(tmp_path):
-    port, root = free_port(), pathlib.Path(__file__).parent.parent
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     environment |= {
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": str(ROOT),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
@@ -53,3 +59,83 @@ def test_two_processes_with_two_devices_each_train_as_one_with_four(tmp_path):
         assert value.shape == (1, *actual[name].shape[1:])
         np.testing.assert_allclose(actual[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     assert not np.isclose(expected["params/decoder/output_scale"], 2.5, atol=1e-6)  # something was learned
+
+
+def program(folder, name, processes, devices):
+    """The report of `train.py` as `processes` with `devices` each, of which the first alone may write one."""
+    port = free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
+    kept |= FAST | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    command = [sys.executable, "train.py", *program_flags(folder, name)]
+    workers = [
+        subprocess.Popen(
+            [*command, f"--multihost={'on' if processes > 1 else 'off'}"],
+            cwd=ROOT,
+            env=kept | {"JAX_PROCESS_ID": str(process_id)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process_id in range(processes)
+    ]
+    try:
+        printed = []
+        for worker in workers:
+            output, log = worker.communicate(timeout=PROGRAM_TIMEOUT)
+            assert worker.returncode == 0, log
+            printed.append(output)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert not any("epoch" in output for output in printed[1:])
+    return printed[0][printed[0].index("epoch") :]
+
+
+def program_flags(folder, name):
+    """One epoch of two steps of four crops, and validation in batches that the clips do not fill."""
+    values = {
+        "data.data_dir": folder / "speech",
+        "data.prepared_dir": folder / "prepared",
+        "data.backend": "numpy",
+        "data.crop_seconds": 0.1,
+        "data.max_eval_seconds": 1.0,
+        "checkpoint_dir": folder,
+        "experiment_name": name,
+        "batch_size": 4,
+        "eval_batch_size": 2,
+        "num_epochs": 1,
+        "steps_per_epoch": 2,
+        "num_examples": 0,
+        "optimizer.warmup_steps": 0,
+    }
+    return ["--config=configs/tiny.py", *(f"--config.{name}={value}" for name, value in values.items())]
+
+
+def make_corpus(folder):
+    """Recordings of different levels and lengths, six to train on and three to validate with."""
+    for split, seconds in {"train": [0.5] * 6, "validation": [0.3, 0.5, 0.9]}.items():
+        (folder / split).mkdir(parents=True)
+        for number, length in enumerate(seconds):
+            clip = support.speech_like(1, round(16000 * length), seed=number + 10 * len(split))[0]
+            audio.save(folder / split / f"{number}.wav", clip * (1 + number) / 3, 16000)
+
+
+def figures(report):
+    """The numbers of an epoch's report, but for its first line, which tells the time."""
+    return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", report.split("\n", 1)[1])]
+
+
+def test_the_program_as_two_processes_is_the_program_as_one(tmp_path):
+    make_corpus(tmp_path / "speech")
+    reports = [program(tmp_path, "one", processes=1, devices=2), program(tmp_path, "two", processes=2, devices=1)]
+    one, two = (figures(report) for report in reports)
+    assert "3 validation clips" in reports[0].split("\n")[0] and "3 validation clips" in reports[1].split("\n")[0]
+    assert len(one) > 20
+    np.testing.assert_allclose(two, one, rtol=2e-3, atol=0.011)  # as printed
+    one, two = (checkpoint.load_model(str(tmp_path / name / "checkpoints"))[:2] for name in ("one", "two"))
+    support.assert_trees_close(two, one, rtol=1e-4, atol=2e-5)  # a step moves a weight by 1e-3

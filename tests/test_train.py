@@ -206,8 +206,8 @@ def frozen_run(split_recordings, folder, seed):
     def louder_average(*args, **options):
         state, logs = update(*args, **options)
         decoder = state.params["decoder"]
-        decoder |= {"output_scale": 2 * decoder["output_scale"]}
-        return state.replace(average=state.params | {"decoder": decoder}), logs
+        louder = decoder | {"output_scale": 2 * decoder["output_scale"]}
+        return state.replace(average=state.params | {"decoder": louder}), logs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "train_step", louder_average)
