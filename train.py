@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import logging as python_logging
 import os
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here and has nothing to tell
@@ -18,7 +19,10 @@ from ml_collections import config_flags
 
 import jaxcodec
 from jaxcodec import data
-from jaxcodec.training import run
+from jaxcodec.training import run, stopping
+
+# Exit codes beside 0 and 1: of Ctrl-C as shells have it, and the one that asks to be run again (EX_TEMPFAIL of sysexits.h).
+INTERRUPTED, PREEMPTED = 130, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.")
 _MULTIHOST = flags.DEFINE_enum(
@@ -36,7 +40,10 @@ _SHORTHANDS = {
 
 
 def main(argv):
-    """Runs the recipe in --config; what a user can mend ends in one line and exit code 1 (--verbosity=1: a traceback)."""
+    """Runs the recipe in --config; what a user can mend ends in one line and exit code 1 (--verbosity=1: a traceback).
+
+    After SIGTERM or Ctrl-C the run is saved, and ends with exit code 75 or 130.
+    """
     show_own_log()
     try:
         if len(argv) > 1:
@@ -46,8 +53,12 @@ def main(argv):
     except (ValueError, OSError) as error:
         logging.debug("Where it was raised:", exc_info=True)
         sys.exit(f"train.py: {one_line(error)}")
+    except stopping.Stopped as stopped:
+        logging.info("Stopped, with a snapshot of this moment: the same command goes on.")
+        sys.exit(INTERRUPTED if stopped.signum == signal.SIGINT else PREEMPTED)
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted. The same command resumes from the last epoch's snapshot.")
+        print("train.py: interrupted. The same command resumes from the last snapshot.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def parse_flags(argv):

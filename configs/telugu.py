@@ -118,6 +118,11 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     optimizer.weight_decay = 0.01
     optimizer.clip_norm = 1.0
     optimizer.average_decay = 0.999  # moving average of the weights, 0 switches it off
+    optimizer.max_skipped = 10  # updates in a row whose loss or gradient is not finite; more end the run
+
+    config.snapshots = snapshots = ml_collections.ConfigDict()
+    snapshots.every_minutes = 10.0  # beside those at the end of every epoch; 0: none
+    snapshots.every_steps = 0  # the same, counted in steps
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "sample"  # the bundled corpus, "folder", or "openslr66"; data_dir implies "folder"

@@ -65,7 +65,7 @@ def trained(recordings, tmp_path_factory):
     config.num_epochs = 3
     save = checkpoint.Checkpoints.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", lambda self, state, snr: save(self, state, next(snrs)))
+        patch.setattr(checkpoint.Checkpoints, "save", lambda *args: save(*args[:-1], next(snrs)))
         return config, run.train(config)
 
 
@@ -74,7 +74,7 @@ def test_a_run_with_a_prior_counts_its_real_bytes_and_keeps_the_least_loss(recor
     config.update({"data": made.data, "checkpoint_dir": str(tmp_path), "num_examples": 2})
     config.batch_size, config.eval_batch_size, config.steps_per_epoch, config.num_epochs = 8, 8, 2, 1
     scores = []
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, state, score: scores.append(score))
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, state, progress, score: scores.append(score))
     summary = run.train(config)
     assert scores == [-summary["loss"]] and summary["loss"] > 0
     assert 0.98 < summary["kbps_coded"] / summary["kbps_entropy"] < 1.02
@@ -103,7 +103,7 @@ def test_a_run_leaves_a_model_that_loads_with_its_output_scale_and_config(traine
     assert np.isfinite(summary["snr"])
 
 
-def test_the_best_and_the_latest_snapshot_are_kept(trained):
+def test_the_best_and_the_two_latest_snapshots_are_kept(trained):
     directory = pathlib.Path(trained[0].checkpoint_dir, "tiny", "checkpoints")
     assert sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) == [4, 6]
 
@@ -134,10 +134,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_an_uninterrupted_one(
     config.experiment_name = "halves"
     train_epoch = run.Run.train_epoch
 
-    def stop_in_second_epoch(self, state, batches, epoch, step):
+    def stop_in_second_epoch(self, state, progress, batches, epoch, checkpoints):
         if epoch == 1:
             raise KeyboardInterrupt
-        return train_epoch(self, state, batches, epoch, step)
+        return train_epoch(self, state, progress, batches, epoch, checkpoints)
 
     with monkeypatch.context() as patch:
         patch.setattr(run.Run, "train_epoch", stop_in_second_epoch)
@@ -275,8 +275,8 @@ def test_kmeans_starts_the_codebooks_closer_to_the_data_than_noise(config):
 
 def test_a_diverging_run_ends_naming_the_step(config):
     config.optimizer.learning_rate, config.optimizer.clip_norm = 1e30, 1e30
-    config.optimizer.warmup_steps, config.steps_per_epoch = 0, 6
-    with pytest.raises(ValueError, match=r"loss of step \d is not finite .*lower optimizer.learning_rate"):
+    config.optimizer.warmup_steps, config.steps_per_epoch, config.optimizer.max_skipped = 0, 6, 2
+    with pytest.raises(ValueError, match=r"loss of step \d is not finite.* 3 times in a row: lower optimizer.lea"):
         run.train(config)
 
 

@@ -4,6 +4,7 @@ from jaxcodec.data.batches import (
     SAMPLE_RATE as SAMPLE_RATE,
     Source as Source,
     bucket_lengths as bucket_lengths,
+    clips_of_batch as clips_of_batch,
     crops_per_pass as crops_per_pass,
     eval_batches as eval_batches,
     resolve_backend as resolve_backend,

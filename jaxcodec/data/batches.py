@@ -129,6 +129,12 @@ def train_batches(
     return make(read, start_step, prefetch, reader.stop)
 
 
+def clips_of_batch(source: Source, seed: int, step: int, batch_size: int, crop_samples: int) -> list[str]:
+    """The ids of the clips in the batch of a step of `train_batches`."""
+    order = _TrainOrder(source.lengths, crop_samples, seed, (0.0, 0.0))
+    return [source[clip]["id"] for clip in order.take(step * batch_size + np.arange(batch_size)).clip]
+
+
 def eval_batches(
     source: Source,
     *,

@@ -14,25 +14,34 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jaxcodec import codec, data, pcm, quantizers
 from jaxcodec.bitstream import entropy
 from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers
-from jaxcodec.training import checkpoint, step, summaries
+from jaxcodec.training import checkpoint, step, stopping, summaries
 
 AXIS = "devices"
 LOG_EVERY = 10  # steps between looks at the loss
 
 
 def train(config) -> dict:
-    """Trains to the end of the last epoch, resuming from the latest snapshot; returns the last validation summary."""
+    """Trains to the end of the last epoch, resuming from the latest snapshot; returns the last validation summary.
+
+    Raises:
+      stopping.Stopped: it was asked to end, and has saved where it stands.
+      ValueError: what the config or the data cannot do; too many updates that were not finite.
+    """
     model = codec.from_config(config.model, config.fixes)
     run_dir = epath.Path(config.checkpoint_dir) / config.experiment_name
     with checkpoint.Checkpoints(os.fspath(run_dir / "checkpoints"), config) as checkpoints:
-        splits = (data.open_split(config.data, split) for split in ("train", "validation"))
-        return Run(config, model, *splits).loop(checkpoints, os.fspath(run_dir / "tensorboard"))
+        train_split, validation_split = (data.open_split(config.data, split) for split in ("train", "validation"))
+        with stopping.Stop() as stop:
+            return Run(config, model, train_split, validation_split, stop).loop(
+                checkpoints, os.fspath(run_dir / "tensorboard")
+            )
 
 
 def replicate(state):
@@ -59,8 +68,9 @@ def first_replica(tree):
 class Run:
     """One training run: its compiled functions, its data and its place in time."""
 
-    def __init__(self, config, model, train_split, validation_split):
+    def __init__(self, config, model, train_split, validation_split, stop=None):
         self.config, self.model = config, model
+        self.stop = stop or stopping.Stop()
         self.train_split, self.validation_split = train_split, validation_split
         self.crop_samples = round(config.data.crop_seconds * config.model.sample_rate)
         self.steps_per_epoch = config.steps_per_epoch or max(
@@ -80,10 +90,8 @@ class Run:
     def loop(self, checkpoints, log_dir) -> dict:
         """Every epoch: train, evaluate, report, save."""
         fresh = self.init_state()
-        state = checkpoints.restore(fresh) or self.start(fresh)
+        state, progress = checkpoints.restore(fresh) or (self.start(fresh), checkpoint.Progress())
         done = int(state.step)
-        writer = summaries.SummaryWriter(log_dir, self.config) if jax.process_index() == 0 else None
-        state = replicate(state)
         bits = self.model.bits_per_second(self.model.quantizer.rates[-1])
         logging.info(
             "%s parameters, %d steps an epoch, %s, %d x %s.",
@@ -93,28 +101,46 @@ class Run:
             jax.device_count(),
             jax.devices()[0].device_kind,
         )
-        if done >= self.total_steps:
+        if done >= self.total_steps and progress.reported:
             logging.info("This run is complete at step %d: a larger --num_epochs trains on.", done)
-        summary, seconds = {}, 0.0
+        first_unseen = done + progress.reported  # what a killed process wrote of later steps is told again
+        writer = summaries.SummaryWriter(log_dir, self.config, first_unseen) if jax.process_index() == 0 else None
+        state, summary = replicate(state), {}
         batches = self.train_batches(done)
         try:
-            for epoch in range(done // self.steps_per_epoch, self.config.num_epochs):
-                started = time.monotonic()
-                state, train_means = self.train_epoch(state, batches, epoch, done)
-                seconds += time.monotonic() - started
-                done = (epoch + 1) * self.steps_per_epoch
-                summary, shares = self.evaluate(state)
+            for epoch in range((done - (not progress.reported)) // self.steps_per_epoch, self.config.num_epochs):
+                state, progress = self.train_epoch(state, progress, batches, epoch, checkpoints)
+                evaluated = None if self.stop.signum else self.evaluate(state)
+                if evaluated is None:
+                    if not progress.reported:  # or the snapshot is there
+                        checkpoints.save(first_replica(state), progress)
+                    raise stopping.Stopped(self.stop.signum)
+                summary, shares = evaluated
                 if writer is not None:
-                    args = (epoch, self.config.num_epochs, done, seconds, summary, train_means, shares, self.knob)
-                    tqdm.write(summaries.format_report(*args), file=sys.stdout)
-                    writer.epoch(done, summary, train_means, shares)
-                    self.write_examples(writer, done, state)
-                checkpoints.save(first_replica(state), self.score(summary, done))
+                    self.report(writer, epoch, state, progress, summary, shares)
+                progress = checkpoint.Progress(seconds=progress.seconds, skipped=progress.skipped)
+                checkpoints.save(first_replica(state), progress, self.score(summary, self.done(epoch)))
         finally:
             batches.close()
             if writer is not None:
                 writer.close()
         return summary
+
+    def done(self, epoch):
+        """Steps at the end of an epoch."""
+        return (epoch + 1) * self.steps_per_epoch
+
+    def report(self, writer, epoch, state, progress, summary, shares):
+        """What an epoch came to, on stdout and to TensorBoard."""
+        means = {name: total / max(progress.steps, 1) for name, total in progress.sums.items()}
+        scale = first_replica(state.params["decoder"]["output_scale"]) if self.config.fixes.learnable_scale else None
+        means |= {"output_scale": None if scale is None else float(scale)}
+        place = epoch, self.config.num_epochs, self.done(epoch)
+        tqdm.write(
+            summaries.format_report(*place, progress.seconds, summary, means, shares, self.knob), file=sys.stdout
+        )
+        writer.epoch(self.done(epoch), summary, means, shares)
+        self.write_examples(writer, self.done(epoch), state)
 
     def score(self, summary, done) -> float:
         """What ranks a snapshot, the higher the better."""
@@ -181,37 +207,67 @@ class Run:
             **(_sharding() | overrides),
         )
 
-    def train_epoch(self, state, batches, epoch, done):
-        """Steps to the end of the epoch; returns the state and the epoch's mean terms."""
-        last = (epoch + 1) * self.steps_per_epoch
-        pending, history = [], []
+    def clips_of(self, number):
+        """The clips in the batch of a step, by name."""
+        config = self.config
+        return data.clips_of_batch(self.train_split, config.seed, number, config.batch_size, self.crop_samples)
+
+    def train_epoch(self, state, progress, batches, epoch, checkpoints):
+        """Steps to the end of the epoch, or until it is to stop, with snapshots on the way; the state and the progress."""
+        done, last = int(first_replica(state.step)), self.done(epoch)
+        pending, started, saved = [], time.monotonic(), time.monotonic()
+        every_steps = self.config.snapshots.every_steps
         with tqdm(total=last, initial=done, desc=f"epoch {epoch}", unit="step", disable=None, leave=False) as bar:
-            for number in range(done, last):
+            while done < last and not self.stop.signum:
                 state, logs = self.train_step(state, next(batches), self.rng)
                 pending.append(logs)
-                if len(pending) == LOG_EVERY or number + 1 == last:
-                    history += self.fetch(pending, number + 1 - len(pending))
-                    bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
-                    bar.update(len(pending))
-                    pending = []
-        means = {name: float(np.mean([logs[name] for logs in history])) for name in history[0]}
-        scale = history[-1]["output_scale"] if self.config.fixes.learnable_scale else None
-        return state, means | {"output_scale": scale}
+                done += 1
+                by_steps = bool(every_steps and done % every_steps == 0)
+                if not self.stop.look() and len(pending) < LOG_EVERY and done < last and not by_steps:
+                    continue
+                progress = self.told(progress, pending, done, time.monotonic() - started)
+                bar.update(len(pending))
+                pending, started = [], time.monotonic()
+                if done < last and not self.stop.signum and (by_steps or self.is_due(started - saved)):
+                    checkpoints.save(first_replica(state), progress)
+                    saved = started
+        return state, progress
 
-    def fetch(self, pending, first_step):
-        """Logs of consecutive steps from the first device, as floats; a non-finite loss ends the run by name."""
-        fetched = [jax.tree.map(float, first_replica(logs)) for logs in pending]
-        for offset, logs in enumerate(fetched):
-            if not np.isfinite(logs["loss"]):
-                terms = ", ".join(f"{name} {logs[name]:.3g}" for name in step.term_names(self.model, self.config))
+    def is_due(self, seconds) -> bool:
+        """Whether a snapshot is to be made so long after the last one; the first process has the clock."""
+        minutes = self.config.snapshots.every_minutes
+        due = bool(minutes) and seconds >= 60 * minutes
+        return bool(multihost_utils.broadcast_one_to_all(np.array(due))) if jax.process_count() > 1 else due
+
+    def told(self, progress, pending, done, seconds):
+        """The progress after the steps up to `done` whose logs are pending.
+
+        Raises:
+          ValueError: too many updates in a row were skipped.
+        """
+        sums, count, skipped = dict(progress.sums), progress.steps, progress.skipped
+        for number, logs in enumerate(pending, done - len(pending)):
+            logs = {name: float(value) for name, value in first_replica(logs).items()}
+            if not logs.pop("skipped"):
+                sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
+                count, skipped = count + 1, 0
+                continue
+            skipped += 1
+            names = *step.term_names(self.model, self.config), "grad_norm"
+            found = ", ".join(f"{name} {logs[name]:.3g}" for name in names)
+            if skipped > self.config.optimizer.max_skipped:
                 raise ValueError(
-                    f"The loss of step {first_step + offset} is not finite ({terms}): lower optimizer.learning_rate. "
-                    "The last snapshot is from before it."
+                    f"The loss of step {number} is not finite, or its gradient ({found}), {skipped} times in a "
+                    "row: lower optimizer.learning_rate. The snapshots are from before it."
                 )
-        return fetched
+            clips = ", ".join(self.clips_of(number))
+            logging.warning(
+                "The update of step %d was skipped, it is not finite: %s. Its clips: %s.", number, found, clips
+            )
+        return checkpoint.Progress(sums, count, skipped, progress.seconds + seconds, reported=False)
 
     def evaluate(self, state):
-        """The validation summary, and each loss term's share of the gradient at the latents."""
+        """The validation summary, and each loss term's share of the gradient at the latents; None where it is to stop."""
         params = state.params if state.average is None else state.average
         total, norms = {}, {}
         for batch in self.validation_batches():
@@ -219,6 +275,8 @@ class Run:
             sums = first_replica(self.eval_step(params, state.quantizer, inputs))
             total = jax.tree.map(np.add, total, sums) if total else sums
             norms = norms or first_replica(self.gradient_norms(params, state.quantizer, inputs))
+            if self.stop.look():
+                return None
         whole = max(sum(norms.values()), 1e-30)
         shares = {name: float(norms[name] / whole) for name in step.term_names(self.model, self.config)}
         best = self.model.quantizer.name_of(self.model.quantizer.rates[-1])

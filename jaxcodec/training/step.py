@@ -64,7 +64,8 @@ def init_state(
 def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config, axis_name=None):
     """One update from this replica's share of the batch.
 
-    `rng` is the run's root key, the same on every replica and step. Returns the new state and scalars for the log.
+    `rng` is the run's root key, the same on every replica and step. Returns the new state and scalars for the log. Where one
+    of these is not finite the update is skipped, on all replicas alike, and "skipped" is 1: only the step is counted.
     """
     rng = jax.random.fold_in(rng, state.step)
     row_keys = _row_keys(rng, batch["length"].shape[0], axis_name)
@@ -94,7 +95,11 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     )
     logs = terms | adversary_logs
     logs["grad_norm"] = optax.tree.norm(grads)
-    logs["output_scale"] = params["decoder"].get("output_scale", jnp.ones(()))
+    finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(logs))))
+    unchanged = state.replace(step=state.step + 1)
+    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)
+    logs["skipped"] = 1.0 - finite
+    logs["output_scale"] = new_state.params["decoder"].get("output_scale", jnp.ones(()))
     return new_state, logs
 
 

@@ -5,6 +5,7 @@ import math
 
 import ml_collections
 import numpy as np
+from absl import logging
 
 from jaxcodec.nn import metrics
 from jaxcodec.training import pictures
@@ -147,17 +148,37 @@ def _clock(seconds):
 class SummaryWriter:
     """Scalars, spectrograms and sounds as TensorBoard events (no TensorFlow), and to W&B when asked for."""
 
-    def __init__(self, directory: str, config: ml_collections.ConfigDict):
-        """Raises ValueError when `directory` or the config asks for a package that is not installed."""
+    def __init__(self, directory: str, config: ml_collections.ConfigDict, first_step: int = 0):
+        """Goes on with what stands in `directory`; there, points of `first_step` and later are to be forgotten.
+
+        Raises ValueError when `directory` or the config asks for a package that is not installed.
+        """
         from tensorboardX import SummaryWriter as EventWriter
 
         self._wandb = _start_wandb(config) if config.wandb_project else None
         try:
-            self._events = EventWriter(directory, flush_secs=30)
+            self._events = EventWriter(directory, flush_secs=30, purge_step=first_step)
         except ImportError:
             raise ValueError(f"Writing {directory} needs google-cloud-storage: pip install 'jaxcodec[gcs]'.") from None
+        self._lost = False
+        events = self._events.file_writer.event_writer._ev_writer
+        for name in ("write_event", "flush"):
+            setattr(events, name, self._kept_going(getattr(events, name)))
         self._named: set[str] = set()  # the examples whose reference is written
         self._events.add_text("config", f"```\n{config}\n```")
+
+    def _kept_going(self, write):
+        """`write` without its errors: tensorboardX's thread would die of one, and the process wait for it for ever."""
+
+        def attempt(*args):
+            try:
+                return write(*args)
+            except OSError as error:
+                if not self._lost:
+                    logging.warning("TensorBoard events are lost: %s. Training goes on.", error.strerror or error)
+                self._lost = True
+
+        return attempt
 
     def epoch(self, step: int, summary: dict, train: dict, shares: dict) -> None:
         """Writes what `format_report` shows as scalars, and the codebooks' usage as a heat map."""
@@ -191,7 +212,7 @@ class SummaryWriter:
 
     def close(self) -> None:
         """Flushes everything."""
-        self._events.close()
+        self._kept_going(self._events.close)()
         if self._wandb is not None:
             self._wandb.finish()
 
