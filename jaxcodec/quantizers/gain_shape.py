@@ -125,9 +125,6 @@ def _total(trace):
 def from_config(model, fixes) -> rvq.ResidualVectorQuantizer:
     """The quantizer of the section `model.rvq`: a plain one, or of gain and shape where codebooks are for an envelope."""
     section = model.rvq
-    for name, least in (("num_codebooks", 1), ("codebook_size", 2)):
-        if section[name] < least:
-            raise ValueError(f"model.rvq.{name} is {section[name]}, expected at least {least}.")
     # Models of before these settings do not have them.
     num_envelope, beams = section.get("envelope_codebooks", 0), section.get("beams", 1)
     if not 1 <= beams <= section.codebook_size:
