@@ -23,6 +23,7 @@ from jaxcodec.training import run, stopping
 
 # Exit codes beside 0 and 1: of Ctrl-C as shells have it, and the one that asks to be run again (EX_TEMPFAIL of sysexits.h).
 INTERRUPTED, PREEMPTED = 130, 75
+HEARTBEAT_SECONDS = 30  # without a sign of life of a process, after which the others end
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file in configs/.")
 _MULTIHOST = flags.DEFINE_enum(
@@ -111,7 +112,9 @@ def start_distributed():
     num_processes, process_id = (
         int(os.environ[name]) if name in os.environ else None for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     )
-    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+    jax.distributed.initialize(
+        num_processes=num_processes, process_id=process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
 
 
 def _on_cluster(env):

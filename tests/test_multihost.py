@@ -3,9 +3,11 @@
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -61,8 +63,8 @@ def test_two_processes_with_two_devices_each_train_as_one_with_four(tmp_path):
     assert not np.isclose(expected["params/decoder/output_scale"], 2.5, atol=1e-6)  # something was learned
 
 
-def program(folder, name, processes, devices):
-    """The report of `train.py` as `processes` with `devices` each, of which the first alone may write one."""
+def start(folder, name, processes, devices, *flags):
+    """`train.py` as `processes` with `devices` each."""
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
     kept |= FAST | {
@@ -70,8 +72,8 @@ def program(folder, name, processes, devices):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }
-    command = [sys.executable, "train.py", *program_flags(folder, name)]
-    workers = [
+    command = [sys.executable, "train.py", *program_flags(folder, name), *flags]
+    return [
         subprocess.Popen(
             [*command, f"--multihost={'on' if processes > 1 else 'off'}"],
             cwd=ROOT,
@@ -82,16 +84,26 @@ def program(folder, name, processes, devices):
         )
         for process_id in range(processes)
     ]
+
+
+def ended(workers, codes=(0,)):
+    """What processes print, after their end with one of these exit codes."""
     try:
         printed = []
         for worker in workers:
             output, log = worker.communicate(timeout=PROGRAM_TIMEOUT)
-            assert worker.returncode == 0, log
+            assert worker.returncode in codes, log
             printed.append(output)
     finally:
         for worker in workers:
             worker.kill()
             worker.communicate()
+    return printed
+
+
+def program(folder, name, processes, devices):
+    """The report of `train.py`, of whose processes the first alone may write one."""
+    printed = ended(start(folder, name, processes, devices))
     assert not any("epoch" in output for output in printed[1:])
     return printed[0][printed[0].index("epoch") :]
 
@@ -139,3 +151,37 @@ def test_the_program_as_two_processes_is_the_program_as_one(tmp_path):
     np.testing.assert_allclose(two, one, rtol=2e-3, atol=0.011)  # as printed
     one, two = (checkpoint.load_model(str(tmp_path / name / "checkpoints"))[:2] for name in ("one", "two"))
     support.assert_trees_close(two, one, rtol=1e-4, atol=2e-5)  # a step moves a weight by 1e-3
+
+
+def wait_for_a_snapshot(workers, folder):
+    """Until there is one below a folder."""
+    limit = time.monotonic() + PROGRAM_TIMEOUT
+    while not any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
+        assert time.monotonic() < limit and all(worker.poll() is None for worker in workers), ended(workers)
+        time.sleep(0.1)
+
+
+ENDLESS = ("--config.num_epochs=1000", "--config.snapshots.every_steps=1")
+
+
+def test_all_processes_save_and_stop_when_one_is_told_to(tmp_path):
+    make_corpus(tmp_path / "speech")
+    workers = start(tmp_path, "run", 2, 1, *ENDLESS)
+    wait_for_a_snapshot(workers, tmp_path / "run")
+    workers[1].send_signal(signal.SIGTERM)
+    ended(workers, (75,))
+
+
+def test_the_death_of_a_process_ends_the_others_within_a_minute(tmp_path):
+    make_corpus(tmp_path / "speech")
+    workers = start(tmp_path, "run", 2, 1, *ENDLESS)
+    wait_for_a_snapshot(workers, tmp_path / "run")
+    workers[1].kill()
+    died = time.monotonic()
+    try:
+        assert workers[0].wait(timeout=PROGRAM_TIMEOUT) != 0
+        assert time.monotonic() - died < 60
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()

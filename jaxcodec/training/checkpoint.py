@@ -103,8 +103,10 @@ class Checkpoints:
         state = jax.tree.map(np.asarray, state)
         _check_finite(state)
         trees, step = self._trees(state), int(state.step)
-        record = dataclasses.asdict(progress) | {"digests": {name: _digest(tree) for name, tree in trees.items()}}
-        record["digests"]["config"] = _digest(self._config)
+        record = dataclasses.asdict(progress)
+        record["digests"] = {
+            name: _digest(tree) for name, tree in (trees | {"config": self._config, "progress": record}).items()
+        }
         if step in self._manager.all_steps():  # saved in the midst of its evaluation; the state is the same
             with self._naming_failure():
                 self._manager.wait_until_finished()
@@ -153,8 +155,9 @@ class Checkpoints:
             read = self._manager.restore(step, args=ocp.args.Composite(**texts))
             saved, record = read["config"], read["progress"] if has_progress else {}
             digests = record.pop("digests", {})
-            progress = Progress(**record)
             _check_digest("config", saved, digests)
+            _check_digest("progress", record, digests)
+            progress = Progress(**record)
         check_architecture(saved, self._config, self._manager.directory)
         self._check_recipe(saved)
         trees = self._trees(jax.tree.map(np.asarray, template))
