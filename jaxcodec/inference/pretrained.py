@@ -119,7 +119,7 @@ def _from_bytes(data, path):
     found = header.get("format") if isinstance(header, dict) else None
     if found not in READABLE:
         raise ValueError(f'{path} holds no codec of this version: its format is "{one_line(found)}", not "{FORMAT}".')
-    if header.pop("checksum", None) not in (None, _checksum(header, tensors)):  # versions before 0.4 wrote none
+    if header.pop("checksum", None) not in (None, _checksum(header, tensors)):  # older files have none
         raise ValueError(f"{path} is damaged: what it holds does not match its checksum.")
     try:
         return _from_sections(header, sections, sum(array.size for array in tensors.values()))
