@@ -196,6 +196,20 @@ def test_of_the_snapshots_the_two_latest_and_the_best_are_kept_with_their_progre
     assert int(restored.step) == 4 and progress == checkpoint.Progress({"loss": 2.0}, 4)
 
 
+def test_a_snapshot_from_within_an_epoch_is_no_best_one_but_before_the_first_was_evaluated(state, tmp_path):
+    config = support.small_config()
+    scores = {1: None, 2: None, 3: -5.0, 4: None, 5: None}
+    with checkpoint.Checkpoints(str(tmp_path), config) as checkpoints:
+        for number, score in scores.items():
+            params = jax.tree.map(lambda x, number=number: number * x, state.params)
+            checkpoints.save(state.replace(step=np.int32(number), params=params), checkpoint.Progress(), score)
+            checkpoints._manager.wait_until_finished()
+            best = 3 if number >= 3 else number
+            loaded, _, _ = checkpoint.load_model(str(tmp_path))
+            support.assert_trees_close(loaded, jax.tree.map(lambda x, best=best: best * x, state.params), rtol=0)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [3, 4, 5]
+
+
 @pytest.mark.parametrize("item", ["model", "optimizer", "config", "progress"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
 def test_a_damaged_snapshot_gives_way_to_the_one_before_and_is_set_aside(item, damage, state, tmp_path):

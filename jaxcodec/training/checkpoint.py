@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -68,8 +69,7 @@ class Checkpoints:
         self._lock = _locked(path, directory) if jax.process_index() == 0 else None
         _put_back(path)
         policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=_snr, n=1, keep_checkpoints_without_metrics=False)
-        kept = policies.AnyPreservationPolicy([policies.LatestN(2), best])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.BestN(get_metric_fn=_snr, n=1)])
         options = ocp.CheckpointManagerOptions(best_fn=_snr, best_mode="max", preservation_policy=kept)
         self._manager = ocp.CheckpointManager(path, options=options, item_names=ITEMS)
 
@@ -114,7 +114,7 @@ class Checkpoints:
             self._manager.reload()
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items |= {"config": ocp.args.JsonSave(self._config), "progress": ocp.args.JsonSave(record)}
-        metrics = None if score is None else {"snr": float(score)}  # the name in snapshots
+        metrics = {"snr": None if score is None else float(score)}  # the name in snapshots
         with self._naming_failure():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -154,7 +154,7 @@ class Checkpoints:
         with _naming_damage():
             read = self._manager.restore(step, args=ocp.args.Composite(**texts))
             saved, record = read["config"], read["progress"] if has_progress else {}
-            digests = record.pop("digests", {})
+            digests = record.pop("digests") if has_progress else {}
             _check_digest("config", saved, digests)
             _check_digest("progress", record, digests)
             progress = Progress(**record)
@@ -235,7 +235,7 @@ def _leaves(tree):
 
 
 def _check_digest(name, tree, digests):
-    if name in digests and _digest(tree) != digests[name]:
+    if digests and _digest(tree) != digests.get(name):  # older snapshots have none at all
         raise _Damaged(f"its {name} is not what was saved")
 
 
@@ -309,11 +309,9 @@ def load_model(directory: str, *, best: bool = True) -> tuple[dict, Any, ml_coll
         raise ValueError(f"There is no checkpoint directory {directory}.")
     options = ocp.CheckpointManagerOptions(best_fn=_snr, best_mode="max", read_only=True)
     with ocp.CheckpointManager(path, options=options, item_names=ITEMS) as manager:
-        latest = manager.latest_step()
-        if latest is None:
+        step = manager.best_step() if best else manager.latest_step()
+        if step is None:
             raise ValueError(f"There is no checkpoint in {directory}: expected numbered folders written by train.py.")
-        ranked = manager.best_step() if best else None
-        step = latest if ranked is None else ranked  # none is ranked before the end of the first epoch
         items = {"model": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
         if (path / str(step) / "progress").exists():
             items["progress"] = ocp.args.JsonRestore()
@@ -338,7 +336,8 @@ def _absolute(directory):
 
 
 def _snr(metrics):
-    return metrics["snr"]
+    """What ranks a snapshot; one from within an epoch, that was not evaluated, comes last."""
+    return -math.inf if metrics["snr"] is None else metrics["snr"]
 
 
 def check_architecture(saved: dict, current: dict, directory) -> None:
