@@ -264,7 +264,8 @@ def run(kind, count, seed):
                 assert more < fuzz_bitstream.MEMORY_LIMIT, f"{more / 2**20:.0f} MB"
             except Exception as error:
                 raise AssertionError(f"{kind} {case} of seed {seed}, {mutation.__name__}: {error!r}") from error
+            finally:
+                faulthandler.cancel_dump_traceback_later()
             counts[mutation.__name__, kind, result] += 1
             counts["slowest s"] = max(counts["slowest s"], round(seconds, 2))
-    faulthandler.cancel_dump_traceback_later()
     return counts

@@ -225,7 +225,7 @@ class Run:
                 by_steps = bool(every_steps and done % every_steps == 0)
                 if not self.stop.look() and len(pending) < LOG_EVERY and done < last and not by_steps:
                     continue
-                progress = self.told(progress, pending, done, time.monotonic() - started)
+                progress = self.told(progress, pending, done, started)
                 bar.update(len(pending))
                 pending, started = [], time.monotonic()
                 if done < last and not self.stop.signum and (by_steps or self.is_due(started - saved)):
@@ -239,8 +239,8 @@ class Run:
         due = bool(minutes) and seconds >= 60 * minutes
         return bool(multihost_utils.broadcast_one_to_all(np.array(due))) if jax.process_count() > 1 else due
 
-    def told(self, progress, pending, done, seconds):
-        """The progress after the steps up to `done` whose logs are pending.
+    def told(self, progress, pending, done, started):
+        """The progress after the steps up to `done` whose logs are pending, the first of them begun at `started`.
 
         Raises:
           ValueError: too many updates in a row were skipped.
@@ -264,7 +264,8 @@ class Run:
             logging.warning(
                 "The update of step %d was skipped, it is not finite: %s. Its clips: %s.", number, found, clips
             )
-        return checkpoint.Progress(sums, count, skipped, progress.seconds + seconds, reported=False)
+        seconds = progress.seconds + time.monotonic() - started  # fetching the logs has waited for the steps
+        return checkpoint.Progress(sums, count, skipped, seconds, reported=False)
 
     def evaluate(self, state):
         """The validation summary, and each loss term's share of the gradient at the latents; None where it is to stop."""
