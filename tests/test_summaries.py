@@ -1,5 +1,7 @@
 """The epoch report and its diagnosis."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from absl import flags  # noqa: F401, ml_collections needs it first
@@ -107,6 +109,8 @@ def test_weights_and_biases_asked_for_but_missing_is_said_in_one_line(tmp_path, 
 
 class Recorder:
     """What a SummaryWriter was told, in place of tensorboardX's."""
+
+    file_writer = mock.MagicMock()
 
     def __init__(self, *_, **__):
         self.told = []
