@@ -130,8 +130,12 @@ def test_ogg_pages_that_are_missing_are_named_and_bytes_after_the_last_are_not_m
     path.write_bytes(b"".join(pages[:3] + pages[4:]))
     with pytest.raises(audio.CorruptAudio, match=r"noise\.ogg: corrupt, pages are missing before byte \d+$"):
         audio.load(path)
-    path.write_bytes(b"".join(pages[:-1]))
-    with pytest.raises(audio.TruncatedAudio, match=r"noise\.ogg: truncated, the last page of the stream is missing$"):
+    path.write_bytes(
+        b"".join(pages[:-1])
+    )  # nothing tells it from a file whose writer flags no last page, as many do not
+    assert 40000 < len(audio.load(path)) < 80000
+    path.write_bytes(b"".join((*pages[:-1], b"Og")))
+    with pytest.raises(audio.TruncatedAudio, match=r"noise\.ogg: truncated, the last page is cut short$"):
         audio.load(path)
     path.write_bytes(b"".join((*pages[:3], b"hello", *pages[3:])))
     with pytest.raises(audio.CorruptAudio, match="there is no page at byte"):
