@@ -26,19 +26,9 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import telugu_mdct
-from jaxcodec import atomic, codec, data, training
+from jaxcodec import atomic, codec, data, recipe, training
 from jaxcodec.training import run as training_run
 
-FIXES = (
-    "fp32_stft",
-    "small_vq_init",
-    "loss_clamping",
-    "ema_residual",
-    "input_clipping",
-    "no_tanh",
-    "learnable_scale",
-    "pure_mse",
-)
 ABSOLUTE = {"loss.relative": False, "loss.commitment_weight": 0.25}
 NO_IDENTITY = {"model.mdct.identity": False}
 BFLOAT16 = {"model.dtype": "bfloat16"}
@@ -70,9 +60,9 @@ def _on_flagship():
     yield Variant(stage, half, BFLOAT16)
     # The precision of the STFT is a question in half precision only.
     yield Variant(stage, "without fp32_stft, bfloat16", BFLOAT16 | undo("fp32_stft"), half)
-    for fix in FIXES[1:]:
+    for fix in recipe.FIXES[1:]:
         yield Variant(stage, f"without {fix}", undo(fix))
-    yield Variant(stage, f"{ALL_UNDONE}, bfloat16", BFLOAT16 | undo(*FIXES), half)
+    yield Variant(stage, f"{ALL_UNDONE}, bfloat16", BFLOAT16 | undo(*recipe.FIXES), half)
     yield Variant(stage, "absolute errors, commitment 0.25", ABSOLUTE)
 
 
@@ -80,7 +70,7 @@ def _on_original_balance():
     stage, base = "original balance", ABSOLUTE | NO_IDENTITY
     yield Variant(stage, ALL_ON, base)
     yield Variant(stage, "without learnable_scale", base | undo("learnable_scale"))
-    yield Variant(stage, ALL_UNDONE, base | undo(*FIXES))
+    yield Variant(stage, ALL_UNDONE, base | undo(*recipe.FIXES))
     for scale in SCALES:
         yield Variant(stage, f"output scale from {scale}", base | {"model.output_scale": scale})
     yield Variant(stage, "relative errors, commitment 1", NO_IDENTITY)

@@ -39,6 +39,16 @@ _NAME = _Bound(lambda x: type(x) is str, "a name")
 _GAIN = _real(1e-6, 1e6)
 _HOP_LENGTH, _DEPTH, _KERNEL_SIZE, _EXPANSION = _whole(1, MAX_HOP_LENGTH), _whole(0, 16), _whole(1, 64), _whole(1, 16)
 # Far beyond what anyone trains, and small enough that a network of them can be thought of without being built.
+FIXES = (
+    "fp32_stft",
+    "small_vq_init",
+    "loss_clamping",
+    "ema_residual",
+    "input_clipping",
+    "no_tanh",
+    "learnable_scale",
+    "pure_mse",
+)
 BOUNDS: dict[str, dict[str, _Bound]] = {
     "model": {
         "architecture": _NAME,
@@ -86,19 +96,7 @@ BOUNDS: dict[str, dict[str, _Bound]] = {
         "beams": _whole(1, 64),
     },
     "model.scalar": {"width": _whole(2, 4096), "depth": _DEPTH},
-    "fixes": dict.fromkeys(
-        (
-            "fp32_stft",
-            "small_vq_init",
-            "loss_clamping",
-            "ema_residual",
-            "input_clipping",
-            "no_tanh",
-            "learnable_scale",
-            "pure_mse",
-        ),
-        _FLAG,
-    ),
+    "fixes": dict.fromkeys(FIXES, _FLAG),
 }
 _LATER = {"model.rvq": {"envelope_codebooks", "beams"}}  # models of before these fields do not have them
 

@@ -111,6 +111,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits_report_and_curves(config, name, 
     assert {number for _, number in goes_on[1]} == {3, 6}
 
 
+def test_what_was_reported_before_a_kill_but_not_saved_is_told_once_in_the_curves(config, monkeypatch):
+    config.experiment_name = "whole"
+    run.train(config)
+    whole = points(config)
+
+    config.experiment_name = "killed"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(config)
+    assert {number for _, number in points(config)} == {3}  # written, and to be forgotten
+    run.train(config)
+    assert points(config) == whole
+
+
 def test_the_second_signal_ends_the_process_at_once(monkeypatch):
     codes = []
     monkeypatch.setattr(stopping.os, "_exit", codes.append)

@@ -89,6 +89,7 @@ def columns(codec: inference.TrainedCodec, rate) -> dict:
 def _round_trips(codec, clips, rates, code_counts, failures):
     """What is known of each clip at each rate before it is measured, the clip, and what comes back of it."""
     for name, clip in clips:
+        whole = None  # its codes at the best rate
         for rate in rates:
             row = {"clip": name} | columns(codec, rate)
             if isinstance(rate, AtKbps):
@@ -101,11 +102,13 @@ def _round_trips(codec, clips, rates, code_counts, failures):
                     continue
                 row |= columns(codec, found)
             else:
-                decoded, num_bytes = files.round_trip(codec, np.asarray(inference.encode(codec, clip, rate)), len(clip))
+                codes = np.asarray(inference.encode(codec, clip, rate))
+                whole = codes if len(codes) == codec.num_codebooks else whole
+                decoded, num_bytes = files.round_trip(codec, codes, len(clip))
             yield row | {"seconds": len(clip) / codec.sample_rate, "bytes": num_bytes}, clip, decoded
         if code_counts is not None:
-            codes = np.asarray(inference.encode(codec, clip))
-            code_counts += np.stack([np.bincount(row, minlength=codec.codebook_size) for row in codes])
+            whole = np.asarray(inference.encode(codec, clip)) if whole is None else whole
+            code_counts += np.stack([np.bincount(row, minlength=codec.codebook_size) for row in whole])
 
 
 def at_kbps(codec: inference.TrainedCodec, clip: np.ndarray, target: AtKbps) -> tuple[Any, np.ndarray, int]:

@@ -7,7 +7,6 @@ the other items). The model can be restored without the optimizer, which is all 
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxcodec import codec, recipe
+from jaxcodec.bitstream import entropy
+from jaxcodec.data import damage
 from jaxcodec.training.step import TrainState
 
 # Sections of the config that fix the shapes and the meaning of the parameters.
@@ -89,9 +90,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            problem = damage.in_one_line(error)[:200]
             raise ValueError(
-                f"Cannot write a snapshot to {self._manager.directory}: {_one_line(error)}. Those before it stand; the same "
-                "command goes on from them."
+                f"Cannot write a snapshot to {self._manager.directory}: {problem}. Those before it stand; the same command "
+                "goes on from them."
             ) from error
 
     def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
@@ -130,8 +132,8 @@ class Checkpoints:
         for number, step in enumerate(steps):
             try:
                 restored = self._read(step, template)
-            except _Damaged as damage:
-                logging.warning("The snapshot of step %d in %s is damaged: %s.", step, self._manager.directory, damage)
+            except _Damaged as error:
+                logging.warning("The snapshot of step %d in %s is damaged: %s.", step, self._manager.directory, error)
                 continue
             for damaged in steps[:number]:
                 _set_aside(self._path(damaged), _DAMAGED)
@@ -149,7 +151,7 @@ class Checkpoints:
         return epath.Path(self._manager.directory) / str(step)
 
     def _read(self, step, template):
-        has_progress = (self._path(step) / "progress").exists()  # not before 0.2
+        has_progress = (self._path(step) / "progress").exists()  # older ones have none
         texts = dict.fromkeys(("config", "progress")[: 1 + has_progress], ocp.args.JsonRestore())
         with _naming_damage():
             read = self._manager.restore(step, args=ocp.args.Composite(**texts))
@@ -212,26 +214,15 @@ def _naming_damage():
     except _Damaged:
         raise
     except Exception as error:
-        raise _Damaged(_one_line(error)) from error
-
-
-def _one_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise _Damaged(damage.in_one_line(error)[:200]) from error
 
 
 def _digest(tree) -> str:
     """Of the content of a tree of arrays or of JSON values, whatever its containers are."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in sorted(
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in _leaves(tree)
-    ):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes() if hasattr(leaf, "shape") else repr(leaf).encode())
-    return digest.hexdigest()
-
-
-def _leaves(tree):
-    return jax.tree.leaves_with_path(tree, is_leaf=lambda x: x is None)
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: x is None)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    arrays = {name: x if hasattr(x, "shape") else np.array(json.dumps(x)) for name, x in sorted(named.items())}
+    return entropy.digest(arrays)[:16].hex()
 
 
 def _check_digest(name, tree, digests):
@@ -321,8 +312,8 @@ def load_model(directory: str, *, best: bool = True) -> tuple[dict, Any, ml_coll
                 digests = restored["progress"]["digests"] if "progress" in items else {}
                 for name in ("model", "config"):
                     _check_digest(name, restored[name], digests)
-        except _Damaged as damage:
-            raise ValueError(f"The snapshot of step {step} in {directory} is damaged: {damage}.") from damage
+        except _Damaged as error:
+            raise ValueError(f"The snapshot of step {step} in {directory} is damaged: {error}.") from error
     model = restored["model"]
     config = ml_collections.ConfigDict(restored["config"] | {"model": recipe.upgraded(restored["config"]["model"])})
     quantizer = codec.from_config(config.model, config.fixes).quantizer

@@ -226,6 +226,7 @@ class Run:
                 if not self.stop.look() and len(pending) < LOG_EVERY and done < last and not by_steps:
                     continue
                 progress = self.told(progress, pending, done, started)
+                bar.set_postfix(loss=f"{first_replica(logs['loss']):.4f}", refresh=False)
                 bar.update(len(pending))
                 pending, started = [], time.monotonic()
                 if done < last and not self.stop.signum and (by_steps or self.is_due(started - saved)):
