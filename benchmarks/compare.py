@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jaxcodec import codec, data, evaluation
-from jaxcodec.training import run as training_run
+from jaxcodec.training import checkpoint, run as training_run
 
 WARMUP_STEPS, TIMED_STEPS = 3, 10
 
@@ -63,16 +63,19 @@ def measure(variant, seed, args):
     splits = [data.open_split(config.data, split) for split in ("train", "validation")]
     step_seconds = time_steps(make_run(config, splits))
     config.steps_per_epoch = max(1, int(args.minutes * 60 / args.reports / step_seconds))
-    config.num_epochs = args.reports
+    config.num_epochs, config.snapshots.every_minutes = args.reports, 0.0
     run = make_run(config, splits)
     state = training_run.replicate(run.start_quantizer(run.init_state()))
-    batches, rows, seconds = run.train_batches(0), [], 0.0
+    batches, rows, progress = run.train_batches(0), [], checkpoint.Progress()
     for epoch in range(args.reports):
-        started = time.monotonic()
-        state, _ = run.train_epoch(state, batches, epoch, epoch * config.steps_per_epoch)
-        seconds += time.monotonic() - started
+        state, progress = run.train_epoch(state, progress, batches, epoch, None)
         summary, shares = run.evaluate(state)
-        row = {"variant": name, "seed": seed, "minutes": seconds / 60, "step": (epoch + 1) * config.steps_per_epoch}
+        row = {
+            "variant": name,
+            "seed": seed,
+            "minutes": progress.seconds / 60,
+            "step": (epoch + 1) * config.steps_per_epoch,
+        }
         row |= {"ms_per_step": 1000 * step_seconds, "parameters": sum(p.size for p in jax.tree.leaves(state.params))}
         row |= {key: np.asarray(value).tolist() for key, value in summary.items()}
         row |= {f"share_{key}": value for key, value in shares.items()}
