@@ -93,9 +93,13 @@ def resolve_config():
     for key, flag in _SHORTHANDS.items():
         if flag.value is not None:
             config.update_from_flattened_dict({key: flag.value})
-    devices = jax.device_count()
+    devices, parts = jax.device_count(), config.gradient_accumulation_steps
     if config.batch_size < 1 or config.batch_size % devices:
         raise ValueError(f"batch_size is {config.batch_size}, expected a multiple of the {devices} devices.")
+    if parts < 1 or config.batch_size // devices % parts:
+        raise ValueError(
+            f"gradient_accumulation_steps is {parts}, expected to divide a device's {config.batch_size // devices} clips."
+        )
     if config.model.sample_rate != data.SAMPLE_RATE:
         raise ValueError(
             f"model.sample_rate is {config.model.sample_rate}, recordings are read at {data.SAMPLE_RATE} Hz."

@@ -28,6 +28,7 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_epochs = 100
     config.batch_size = 16  # clips over all devices
+    config.gradient_accumulation_steps = 1  # parts in which a device takes its clips: less memory, the same update
     config.steps_per_epoch = 0  # 0: one pass over the training speech, but at least min_steps_per_epoch
     config.min_steps_per_epoch = 200
     config.eval_batch_size = 8  # clips over all devices, rounded up to a multiple of them

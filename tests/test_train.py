@@ -287,6 +287,10 @@ def test_a_diverging_run_ends_naming_the_step(config):
         (["--config.modle.width=3"], "'modle' Did you mean \"model\""),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--batch_size=3"], "batch_size is 3, expected a multiple of the 8 devices"),
+        (
+            ["--batch_size=16", "--config.gradient_accumulation_steps=4"],
+            "gradient_accumulation_steps is 4, expected to divide a device's 2 clips",
+        ),
         (["--data_dir=/nowhere/at/all"], "/nowhere/at/all"),
         (["--checkpoint_dir=/proc/nowhere"], "Cannot write checkpoints to /proc/nowhere"),
         (["--config.model.architecture=lpc"], 'model.architecture is "lpc"'),

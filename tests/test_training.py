@@ -84,6 +84,20 @@ def test_one_step_on_eight_devices_is_one_step_on_one():
     assert np.sum(np.isclose(new_state.quantizer.counts, uniform, rtol=1e-6)) > 4  # entries were revived
 
 
+@pytest.mark.parametrize("architecture", ["mdct", "gain_shape"])
+def test_an_update_in_parts_is_the_update_at_once_in_less_memory(architecture):
+    b, batch = bench(architecture), support.make_batch(LENGTHS)
+    parts = Bench(architecture)
+    parts.config.gradient_accumulation_steps = 4
+    whole, divided = (x.step.lower(b.state, batch, RNG).compile() for x in (b, parts))
+    state, logs = whole(to_numpy(b.state), batch, RNG)
+    parts_state, parts_logs = divided(to_numpy(b.state), batch, RNG)
+    support.assert_trees_close(parts_logs, logs, rtol=1e-4)
+    support.assert_trees_close(parts_state, state, rtol=1e-4, atol=1e-6)
+    needed = [x.memory_analysis().temp_size_in_bytes for x in (whole, divided)]
+    assert needed[1] < 0.7 * needed[0]
+
+
 def test_one_evaluation_on_eight_devices_is_one_on_one():
     b, batch = bench(), support.make_batch(LENGTHS)
     sums = b.evaluate(b.state, batch)

@@ -5,6 +5,7 @@ sum over devices of a numerator divided by a sum of a denominator, so N devices 
 """
 
 import functools
+import operator
 from typing import Any
 
 import flax.struct
@@ -72,8 +73,13 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     rates = model.quantizer.draw_rates(row_keys, batch, config)
 
     def loss_fn(params):
-        output = model.apply(model.collections(params, state.quantizer), batch["audio"], batch["length"], rates)
-        loss, terms = total_loss(output, batch["length"], config, axis_name)
+        def forward(audio, lengths, rates):
+            output = model.apply(model.collections(params, state.quantizer), audio, lengths, rates)
+            return output, clip_errors(output, lengths, config)
+
+        groups = config.gradient_accumulation_steps
+        output, errors = _in_groups(forward, groups, batch["audio"], batch["length"], rates)
+        loss, terms = total_loss(output, batch["length"], config, axis_name, errors)
         if state.adversary is not None:
             fooling, fooling_terms = _fooling_loss(state, output, batch["length"], config, axis_name)
             loss, terms = loss + fooling, terms | fooling_terms
@@ -101,6 +107,26 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     logs["skipped"] = 1.0 - finite
     logs["output_scale"] = new_state.params["decoder"].get("output_scale", jnp.ones(()))
     return new_state, logs
+
+
+def _in_groups(function, groups, *arrays):
+    """A function of arrays (B, ...) on B / groups rows after B / groups rows.
+
+    The gradient computes each group's intermediate values anew, so that those of one group alone are in memory. The
+    outputs are the same, whichever of their axes is the batch's.
+    """
+    if groups == 1:
+        return function(*arrays)
+    one, two = (jax.eval_shape(function, *jax.tree.map(operator.itemgetter(slice(n)), arrays)) for n in (1, 2))
+    axes = jax.tree.map(lambda a, b: [m == n for m, n in zip(a.shape, b.shape, strict=True)].index(False), one, two)
+    parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), arrays)
+    outputs = lax.map(lambda rows: jax.checkpoint(function)(*rows), parts)
+
+    def joined(x, axis):
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    return jax.tree.map(joined, outputs, axes)
 
 
 def _fooling_loss(state, output, lengths, config, axis_name):
@@ -151,9 +177,12 @@ def _clip_weights(lengths, axis_name):
     return (lengths > 0) / jnp.maximum(_sum(jnp.sum(lengths > 0), axis_name), 1)
 
 
-def total_loss(output, lengths, config, axis_name=None):
-    """This replica's share of mse + perceptual + the quantizer's penalties, each weighted; the global terms for the log."""
-    shares = loss_terms(output, lengths, config, axis_name)
+def total_loss(output, lengths, config, axis_name=None, errors=None):
+    """This replica's share of mse + perceptual + the quantizer's penalties, each weighted; the global terms for the log.
+
+    `errors` are the `clip_errors` of the output, where they are known.
+    """
+    shares = loss_terms(output, lengths, config, axis_name, errors)
     totals = {name: _sum(lax.stop_gradient(share), axis_name) for name, share in shares.items()}
     weighted = jnp.zeros(())
     logs = dict(totals, loss=jnp.zeros(()))
@@ -177,10 +206,20 @@ def loss_bound(config, name: str) -> float:
     return config.loss[f"{name}_bound"] if config.fixes.loss_clamping else float("inf")
 
 
-def loss_terms(output, lengths, config, axis_name=None) -> dict:
+def loss_terms(output, lengths, config, axis_name=None, errors=None) -> dict:
     """This replica's share of each term, before weights and bounds: their sum over replicas is the global term."""
-    loss, relative = config.loss, config.loss.relative
+    errors = clip_errors(output, lengths, config) if errors is None else errors
     clips = _clip_weights(lengths, axis_name)
+    heard = clips if output.quantized.hearing is None else clips * output.quantized.hearing
+    terms = {name: jnp.sum(error * (clips if name == "mse" else heard)) for name, error in errors.items()}
+    for name, penalty in output.penalties.items():
+        terms[name] = _penalty(penalty, output.frame_mask, config.loss.relative, axis_name)
+    return terms
+
+
+def clip_errors(output, lengths, config) -> dict:
+    """What the decoded audio adds to each term of the loss, for each clip (B,)."""
+    loss, relative = config.loss, config.loss.relative
     mse = losses.waveform_error(
         output.clipped,
         output.audio,
@@ -195,13 +234,10 @@ def loss_terms(output, lengths, config, axis_name=None) -> dict:
         mse = losses.bounded(mse, loss.clip_bound)
     dtype = jnp.float32 if config.fixes.fp32_stft else jnp.dtype(config.model.dtype)
     perceptual = losses.spectral_loss(output.clipped, output.audio, lengths, relative=relative, dtype=dtype)
-    heard = clips if output.quantized.hearing is None else clips * output.quantized.hearing
-    terms = {"mse": jnp.sum(mse * clips), "perceptual": jnp.sum(perceptual * heard)}
+    errors = {"mse": mse, "perceptual": perceptual}
     if loss.loudness_weight:
-        terms["loudness"] = jnp.sum(losses.loudness_loss(output.clipped, output.audio, lengths) * heard)
-    for name, penalty in output.penalties.items():
-        terms[name] = _penalty(penalty, output.frame_mask, relative, axis_name)
-    return terms
+        errors["loudness"] = losses.loudness_loss(output.clipped, output.audio, lengths)
+    return errors
 
 
 def _penalty(penalty: interface.Penalty, frame_mask, relative, axis_name):
