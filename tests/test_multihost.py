@@ -18,7 +18,7 @@ from tests import multihost_worker, support
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 120  # seconds
-PROGRAM_TIMEOUT = 240
+PROGRAM_TIMEOUT = 600
 FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
 
 
@@ -101,9 +101,9 @@ def ended(workers, codes=(0,)):
     return printed
 
 
-def program(folder, name, processes, devices):
-    """The report of `train.py`, of whose processes the first alone may write one."""
-    printed = ended(start(folder, name, processes, devices))
+def program(folder, name, processes, devices, *flags):
+    """The reports of `train.py`; of its processes the first alone may write one."""
+    printed = ended(start(folder, name, processes, devices, *flags))
     assert not any("epoch" in output for output in printed[1:])
     return printed[0][printed[0].index("epoch") :]
 
@@ -119,18 +119,19 @@ def program_flags(folder, name):
         "checkpoint_dir": folder,
         "experiment_name": name,
         "batch_size": 4,
-        "eval_batch_size": 2,
+        "eval_batch_size": 4,
         "num_epochs": 1,
         "steps_per_epoch": 2,
         "num_examples": 0,
         "optimizer.warmup_steps": 0,
+        "optimizer.schedule": "constant",  # whatever the number of epochs
     }
     return ["--config=configs/tiny.py", *(f"--config.{name}={value}" for name, value in values.items())]
 
 
 def make_corpus(folder):
-    """Recordings of different levels and lengths, six to train on and three to validate with."""
-    for split, seconds in {"train": [0.5] * 6, "validation": [0.3, 0.5, 0.9]}.items():
+    """Recordings of different levels and lengths, six to train on and five to validate with."""
+    for split, seconds in {"train": [0.5] * 6, "validation": [0.3, 0.5, 0.9, 0.4, 0.6]}.items():
         (folder / split).mkdir(parents=True)
         for number, length in enumerate(seconds):
             clip = support.speech_like(1, round(16000 * length), seed=number + 10 * len(split))[0]
@@ -142,15 +143,20 @@ def figures(report):
     return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", report.split("\n", 1)[1])]
 
 
-def test_the_program_as_two_processes_is_the_program_as_one(tmp_path):
+def test_the_program_as_four_processes_and_gone_on_as_two_is_the_program_as_one(tmp_path):
     make_corpus(tmp_path / "speech")
-    reports = [program(tmp_path, "one", processes=1, devices=2), program(tmp_path, "two", processes=2, devices=1)]
-    one, two = (figures(report) for report in reports)
-    assert "3 validation clips" in reports[0].split("\n")[0] and "3 validation clips" in reports[1].split("\n")[0]
-    assert len(one) > 20
-    np.testing.assert_allclose(two, one, rtol=2e-3, atol=0.011)  # as printed
-    one, two = (checkpoint.load_model(str(tmp_path / name / "checkpoints"))[:2] for name in ("one", "two"))
-    support.assert_trees_close(two, one, rtol=1e-4, atol=2e-5)  # a step moves a weight by 1e-3
+    spread = [
+        program(tmp_path, "spread", processes, 1, f"--num_epochs={epochs}")
+        for epochs, processes in enumerate((4, 2), 1)
+    ]
+    alone = re.split(r"\n(?=epoch )", program(tmp_path, "alone", 1, 4, "--num_epochs=2"))
+    for actual, expected in zip(spread, alone, strict=True):
+        assert all("5 validation clips" in report.split("\n")[0] for report in (actual, expected))
+        actual, expected = figures(actual), figures(expected)
+        assert len(expected) > 20
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=0.011)  # as printed
+    spread, alone = (checkpoint.load_model(str(tmp_path / name / "checkpoints"))[:2] for name in ("spread", "alone"))
+    support.assert_trees_close(spread, alone, rtol=1e-4, atol=2e-5)  # a step moves a weight by 1e-3
 
 
 def wait_for_a_snapshot(workers, folder):
