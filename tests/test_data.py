@@ -146,6 +146,20 @@ def test_a_training_run_draws_gain_from_the_range_of_its_config():
     np.testing.assert_allclose(batch["audio"], plain["audio"] * 10 ** (-12 / 20), rtol=1e-6)
 
 
+def test_a_validation_clip_that_cannot_be_read_is_no_example(monkeypatch):
+    class Broken(Clips):
+        def __getitem__(self, index):
+            if index == 1:
+                raise OSError("gone")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(data.batches, "FIRST_WAIT_SECONDS", 0.0)
+    config = support.small_config(batch_size=8, num_examples=3, data__crop_seconds=CROP / 16000)
+    clips = Broken([CROP, CROP, 2 * CROP, CROP])
+    shown = [clip for clip, _, _ in run.Run(config, support.make_model(config), clips, clips).examples()]
+    assert [len(clip) for clip in shown] == [CROP, 2 * CROP]
+
+
 def test_no_gain_leaves_the_samples_as_they_are(source):
     rows = np.concatenate([batch["audio"].reshape(-1, CROP) for batch in batches(source, 4)])
     np.testing.assert_array_equal(rows, audio.to_float(audio.to_int16(rows)))

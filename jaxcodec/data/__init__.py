@@ -2,6 +2,7 @@
 
 from jaxcodec.data.batches import (
     SAMPLE_RATE as SAMPLE_RATE,
+    PatientReader as PatientReader,
     Source as Source,
     bucket_lengths as bucket_lengths,
     clips_of_batch as clips_of_batch,

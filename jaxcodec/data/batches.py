@@ -43,10 +43,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class _PatientReader:
+class PatientReader:
     """Reads clips of a source; one that fails is tried again, then left out, and too many of them end the run."""
 
-    def __init__(self, source: Source, wait: Callable[[float], object] | None):
+    def __init__(self, source: Source, wait: Callable[[float], object] | None = None):
         self._source, self._failed = source, set[int]()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._wait = wait or self._stopped.wait
@@ -118,7 +118,7 @@ def train_batches(
         raise ValueError("the training split has no clips")
     backend = resolve_backend(backend)
     order = _TrainOrder(source.lengths, crop_samples, seed, gain_db)
-    reader = _PatientReader(source, wait)
+    reader = PatientReader(source, wait)
 
     def read(step):
         examples = order.take(int(step) * batch_size + np.arange(batch_size)[rows])
@@ -157,7 +157,7 @@ def eval_batches(
     lengths = np.minimum(source.lengths, round(max_seconds * SAMPLE_RATE))
     buckets = bucket_lengths(max_seconds, multiple)
     bucket_of_clip = np.searchsorted(buckets, lengths)
-    reader = _PatientReader(source, wait)
+    reader = PatientReader(source, wait)
     for bucket, samples in enumerate(buckets):
         members = np.flatnonzero(bucket_of_clip == bucket)
         padded = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
@@ -233,7 +233,7 @@ def _local_rows(batch_size: int, num_devices: int, process_index: int, process_c
     return slice(process_index * local, (process_index + 1) * local)
 
 
-def _read_crops(reader: _PatientReader, examples: _Examples, crop_samples: int) -> tuple[np.ndarray, ...]:
+def _read_crops(reader: PatientReader, examples: _Examples, crop_samples: int) -> tuple[np.ndarray, ...]:
     """Crops before their gain: int16 (B, crop_samples), lengths int32 (B,), gains float32 (B, 1)."""
     rows = np.zeros((len(examples.clip), crop_samples), np.int16)
     lengths = np.zeros(len(rows), np.int32)
@@ -297,7 +297,7 @@ def _tensorflow_batches(read: Callable, start_step: int, prefetch: int, stop: Ca
 
 
 def _eval_batch(
-    reader: _PatientReader, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int
+    reader: PatientReader, index: np.ndarray, lengths: np.ndarray, padded_samples: int, num_devices: int
 ) -> Batch:
     """The clips `index` (B_process,) padded to `padded_samples`; -1 is a row of zeros."""
     rows, row_lengths = np.zeros((len(index), padded_samples), np.float32), np.zeros(len(index), np.int32)

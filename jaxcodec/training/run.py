@@ -72,6 +72,7 @@ class Run:
         self.config, self.model = config, model
         self.stop = stop or stopping.Stop()
         self.train_split, self.validation_split = train_split, validation_split
+        self.reader = data.PatientReader(validation_split)
         self.crop_samples = round(config.data.crop_seconds * config.model.sample_rate)
         self.steps_per_epoch = config.steps_per_epoch or max(
             data.crops_per_pass(train_split, self.crop_samples) // config.batch_size, config.min_steps_per_epoch
@@ -296,14 +297,17 @@ class Run:
             bits += float(np.sum(output.penalties["rate"].values * output.frame_mask[None]))
             num_bytes += len(coder.encode(np.asarray(output.quantized.codes[0])[:, np.asarray(output.frame_mask[0])]))
             seconds += lengths[0] / self.model.sample_rate
+        if not seconds:  # none of them can be read
+            return {}
         return {"kbps_coded": 8e-3 * num_bytes / seconds, "kbps_entropy": bits / 1000 / seconds}
 
     def examples(self):
-        """The first validation clips (S,), padded (1, S') and with their lengths (1,)."""
+        """The first validation clips (S,), padded (1, S') and with their lengths (1,); none that cannot be read."""
         longest = 10 * self.model.sample_rate
         for index in range(min(self.config.num_examples, len(self.validation_split))):
-            clip = pcm.to_float(self.validation_split[index]["audio"][:longest])
-            yield clip, np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
+            clip = pcm.to_float(self.reader.audio(index)[:longest])
+            if clip.size:
+                yield clip, np.pad(clip, (0, longest - len(clip)))[None], np.array([len(clip)], np.int32)
 
     def validation_batches(self):
         """Whole validation clips, each once."""
