@@ -227,6 +227,24 @@ def test_a_jitted_function_compiles_once_for_codecs_of_one_recipe():
     assert count == 1
 
 
+def test_another_length_compiles_nothing():
+    codec, compiled = trained(), []
+
+    def round_trip(lengths):
+        batch = padded(clips(lengths))
+        for given in (clips(lengths), clips(lengths)[0], batch):
+            codes = jaxcodec.encode(codec, given)
+            jaxcodec.decode(codec, codes)
+            jaxcodec.dequantize(codec, jaxcodec.quantize(codec, jaxcodec.latents(codec, given)))
+
+    round_trip((700, 33))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    round_trip((701, 350))
+    assert not [event for event in compiled if "backend_compile" in event]
+    jax.jit(lambda x: x * 3.25)(1.0)  # were there any, they would be there
+    assert [event for event in compiled if "backend_compile" in event]
+
+
 def test_lengths_of_all_sizes_share_few_compiled_shapes():
     codec = trained()
     windows._compiled.clear_cache()

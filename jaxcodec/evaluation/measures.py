@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcodec import audio
@@ -94,8 +93,8 @@ def _padded(function):
 
     def measure(reference, decoded, _sample_rate):
         padding = (0, max(1 << (len(reference) - 1).bit_length(), _SHORTEST_PADDED) - len(reference))
-        padded = (jnp.asarray(np.pad(x, padding))[None] for x in (reference, decoded))
-        return float(compiled(*padded, jnp.array([len(reference)]))[0])
+        padded = (np.pad(x, padding)[None] for x in (reference, decoded))
+        return float(compiled(*padded, np.array([len(reference)]))[0])
 
     return measure
 

@@ -18,16 +18,20 @@ class Clips(NamedTuple):
     kind: str  # "clip", "batch" or "list": what to give back
     traced: bool
 
-    def restore(self):
-        """One array, a padded batch or a list, as it came."""
+    def restore(self, finish=lambda array: array):
+        """One array, a padded batch or a list, as it came, with `finish` done to each array.
+
+        Concrete arrays are finished on the host and put on the device as they are: `jnp.asarray` would compile a program
+        for every length that comes along, and keep it.
+        """
         if self.traced:
-            return self.values if self.kind == "batch" else self.values[0]
+            return finish(self.values if self.kind == "batch" else self.values[0])
         if self.kind == "list":
-            return [jnp.asarray(value) for value in self.values]
+            return [jax.device_put(finish(value)) for value in self.values]
         if self.kind == "clip":
-            return jnp.asarray(self.values[0])
+            return jax.device_put(finish(self.values[0]))
         padded = [np.pad(v, [(0, self.size - len(v))] + [(0, 0)] * (v.ndim - 1)) for v in self.values]
-        return jnp.asarray(np.stack(padded))
+        return jax.device_put(finish(np.stack(padded)))
 
 
 def is_traced(*trees):

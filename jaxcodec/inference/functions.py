@@ -38,7 +38,7 @@ def encode(codec: TrainedCodec, audio, rate=None, *, lengths=None, sample_rate: 
     """
     rate = codec.check_rate(rate, named)
     given = clips.audio_clips(codec, audio, lengths, sample_rate)
-    return _by_row(_run(_encode_operation(codec), (codec, rate), given).restore(), codec, rate)
+    return _run(_encode_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
 
 
 def decode(codec: TrainedCodec, codes, lengths=None):
@@ -68,9 +68,8 @@ def latents(codec: TrainedCodec, audio, *, lengths=None, sample_rate: int | None
 def quantize(codec: TrainedCodec, latents, rate=None, **named):
     """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T); rate as for `encode`."""
     rate = codec.check_rate(rate, named)
-    return _by_row(
-        _run(_quantize_operation(codec), (codec, rate), clips.latents_clips(codec, latents)).restore(), codec, rate
-    )
+    given = clips.latents_clips(codec, latents)
+    return _run(_quantize_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
 
 
 def dequantize(codec: TrainedCodec, codes):
@@ -107,7 +106,7 @@ def encode_blocks(codec: TrainedCodec, blocks: Iterable[np.ndarray], rate=None, 
     rate = codec.check_rate(rate, named)
     pieces = (clips.audio_clips(codec, block, None, None).values[0] for block in blocks)
     for codes in windows.run_pieces(_encode_operation(codec), (codec, rate), pieces):
-        yield np.ascontiguousarray(_by_row(codes, codec, rate))
+        yield np.ascontiguousarray(_by_row(codec, rate)(codes))
 
 
 def decode_blocks(codec: TrainedCodec, codes: Iterable[np.ndarray], num_samples: int) -> Iterator[np.ndarray]:
@@ -235,7 +234,7 @@ def _decode_batch(op, codec, given, lengths):
     return given._replace(values=audio)
 
 
-def _by_row(codes, codec, rate):
-    """Codes (..., T, Q), or a list of them, to the rows of a rate (..., Q', T)."""
+def _by_row(codec, rate):
+    """A function from codes (..., T, Q) to the rows of a rate (..., Q', T)."""
     num_rows = codec.module.quantizer.num_rows(rate)
-    return jax.tree.map(lambda c: c[..., :num_rows].swapaxes(-1, -2), codes)
+    return lambda codes: codes[..., :num_rows].swapaxes(-1, -2)
