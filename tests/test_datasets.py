@@ -372,7 +372,7 @@ except ValueError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(here)
-    assert "needs the package 'soundfile': install it, or set data_dir" in done.stderr
+    assert "needs the package 'soundfile': pip install 'jaxcodec[train]', or set data_dir" in done.stderr
 
 
 def test_the_sample_corpus_is_what_its_index_says():

@@ -26,9 +26,11 @@ def blocks(page, mark):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory with a recording at another rate."""
+    """A current directory with what a clone has in it, and a recording by two names, one of them at another rate."""
     clip = audio.load(SAMPLE)
     audio.save(tmp_path / "speech.wav", audio.resample(clip, 16000, 22050), 22050)
+    shutil.copy(SAMPLE, tmp_path / "speech.flac")
+    (tmp_path / "jaxcodec").symlink_to(ROOT / "jaxcodec")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,9 +49,11 @@ def test_the_readmes_example_runs_with_the_bundled_model(folder):
 def test_the_readmes_commands_run(folder):
     scripts = os.path.dirname(sys.executable)
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    (block,) = blocks("README.md", "shell")
-    subprocess.run(["bash", "-euo", "pipefail", "-c", block], env=environment, check=True, timeout=300)
-    assert len(audio.load("decoded_from_file.wav")) == len(audio.load("speech.wav"))
+    (block,) = blocks("README.md", "hear")
+    install, *commands = block.splitlines()
+    assert install == "pip install ." and commands[0].split()[:2] == ["cp", str(SAMPLE.relative_to(ROOT))]
+    subprocess.run(["bash", "-euo", "pipefail", "-c", "\n".join(commands)], env=environment, check=True, timeout=300)
+    assert len(audio.load("decoded.wav")) == len(audio.load("speech.flac")) == len(audio.load(SAMPLE))
     seconds = len(audio.load(SAMPLE)) / 16000
     assert 0.98 * 8000 < 8 * os.path.getsize("speech.jxc") / seconds <= 8000
 

@@ -35,9 +35,11 @@ def prepare(data_config: Any):
             builder.download_and_prepare(file_format="array_record")
         return _open_prepared(_local_copy(epath.Path(builder.data_dir), ""))
     except ModuleNotFoundError as error:
+        needs = f"needs the package {error.name!r}: pip install 'jaxcodec[train]'"
+        if folder and (epath.Path(folder) / "dataset_info.json").exists():
+            raise ValueError(f"reading prepared shards {needs}.") from None
         raise ValueError(
-            f"preparing recordings needs the package {error.name!r}: install it, "
-            "or set data_dir to a directory that was prepared elsewhere"
+            f"preparing recordings {needs}, or set data_dir to a directory that was prepared elsewhere"
         ) from None
     except OSError as error:
         raise ValueError(f"cannot prepare the data: {error}") from None

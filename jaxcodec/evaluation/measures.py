@@ -32,7 +32,7 @@ class Measure(NamedTuple):
     function: Callable[..., float | None]  # reference (S,), decoded (S,), sample_rate -> value or None
     package: str | None = None  # what it needs beside the requirements
     unit: str = ""
-    needs: tuple[str, ...] = ()  # what the package itself needs and may come without
+    needs: tuple[str, ...] = ()  # what the package itself needs and may come without, or what a quick measure needs
 
 
 def score(reference, decoded, sample_rate: int, measures: Iterable[str] | None = None) -> dict[str, float | None]:
@@ -225,7 +225,7 @@ MEASURES = {
     "segmental_snr": Measure("segSNR", _padded(metrics.segmental_snr), unit="dB"),
     "si_sdr": Measure("SI-SDR", _padded(metrics.si_sdr), unit="dB"),
     "log_spectral_distance": Measure("LSD", log_spectral_distance, unit="dB"),
-    "mel_distance": Measure("mel distance", mel_distance),
+    "mel_distance": Measure("mel distance", mel_distance, needs=("librosa",)),
     "pesq_wb": Measure("PESQ-WB", pesq_wb, "pesq", "MOS"),
     "estoi": Measure("ESTOI", estoi, "pystoi"),
     "visqol": Measure("ViSQOL", visqol, "visqol", "MOS", ("ai_edge_litert",)),

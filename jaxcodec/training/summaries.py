@@ -153,8 +153,10 @@ class SummaryWriter:
 
         Raises ValueError when `directory` or the config asks for a package that is not installed.
         """
-        from tensorboardX import SummaryWriter as EventWriter
-
+        try:
+            from tensorboardX import SummaryWriter as EventWriter
+        except ImportError:
+            raise ValueError("The curves of a run need tensorboardX: pip install 'jaxcodec[train]'.") from None
         self._wandb = _start_wandb(config) if config.wandb_project else None
         try:
             self._events = EventWriter(directory, flush_secs=30, purge_step=first_step)
