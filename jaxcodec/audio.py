@@ -7,6 +7,7 @@ shards need none of them.
 """
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -21,7 +22,32 @@ from etils import epath
 from jaxcodec import containers
 from jaxcodec.pcm import to_float as to_float, to_int16 as to_int16
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+WRITABLE = {  # extensions of files to write, with libsndfile's names of format and samples
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".caf": ("CAF", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+}
+EXTENSIONS = (*WRITABLE, ".aifc", ".oga", ".rf64", ".snd", ".sph")  # of recordings in a folder
+UNREADABLE = (
+    ".aac",
+    ".amr",
+    ".ape",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mp4",
+    ".mpc",
+    ".webm",
+    ".wma",
+    ".wv",
+)  # libsndfile has none
 # What headers claim beyond these is damage: 1 Hz would turn a small file into days of audio.
 SAMPLE_RATES = (4000, 768000)
 MAX_CHANNELS = 64
@@ -107,6 +133,35 @@ def read_blocks(
             yield from _decode(file, name, sample_rate, block_seconds, promised)
     except OSError as error:
         raise UnreadableAudio(name, error.strerror or " ".join(str(error).split())) from None
+
+
+def duration(path: epath.PathLike) -> float | None:
+    """Seconds of a local file by its header, None where that cannot be read: to show, not to count on."""
+    import soundfile
+
+    try:
+        return soundfile.info(os.fspath(path)).duration
+    except (OSError, RuntimeError, TypeError):
+        return None
+
+
+def cut(blocks: Iterable[np.ndarray], path: epath.PathLike, sample_rate: int, start: float, end: float | None):
+    """The samples from second `start` to second `end` (None: the last) of consecutive blocks (S,); what follows is not read.
+
+    Raises `EmptyAudio` where there are none.
+    """
+    first, stop = round(start * sample_rate), None if end is None else round(end * sample_rate)
+    position = found = 0
+    for block in blocks:
+        part = block[max(0, first - position) : None if stop is None else max(0, stop - position)]
+        position += len(block)
+        if len(part):
+            found += len(part)
+            yield part
+        if stop is not None and position >= stop:
+            break
+    if not found:
+        raise EmptyAudio(path, f"nothing from {start:g} s on, it has {position / sample_rate:.1f} s")
 
 
 def save(path: epath.PathLike, audio: np.ndarray, sample_rate: int = 16000) -> None:
@@ -260,19 +315,46 @@ def _write(file: BinaryIO, path: epath.PathLike, blocks: Iterable[np.ndarray], s
     import soundfile
 
     suffix = epath.Path(path).suffix.lower()
-    if suffix not in EXTENSIONS:
-        raise ValueError(f"{path}: cannot write {suffix or 'a file without extension'}, use one of {EXTENSIONS}")
-    container = {".opus": "OGG"}.get(suffix, suffix[1:].upper())
-    subtype = {".opus": "OPUS", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}.get(suffix, "PCM_16")
+    if suffix not in WRITABLE:
+        known = ", ".join(WRITABLE)
+        raise ValueError(f"{path}: cannot write {suffix or 'a file without extension'}, use one of {known}")
+    container, subtype = WRITABLE[suffix]
     if container == "WAV" and 2 * (num_samples or 0) > _WAV_BYTES:
         container = "RF64"
-    written = 0
+    written, device = 0, _Device(file)
     try:
-        with soundfile.SoundFile(file, "w", sample_rate, 1, subtype, format=container) as sound:
+        with soundfile.SoundFile(device, "w", sample_rate, 1, subtype, format=container) as sound:
             for block in blocks:
                 written += len(block)
-                if container == "WAV" and 2 * written > _WAV_BYTES:
-                    raise ValueError(f"{path}: a wav file holds at most 4 GiB, write flac instead")
+                if container in ("WAV", "AIFF", "AU") and 2 * written > _WAV_BYTES:
+                    raise ValueError(f"{path}: a {suffix[1:]} file holds at most 4 GiB, write flac instead")
                 sound.write(to_int16(block) if subtype == "PCM_16" else block)
+                device.check()
     except soundfile.LibsndfileError as error:
+        device.check()
         raise ValueError(f"{path}: cannot write {sample_rate} Hz audio ({error.error_string})") from None
+    except AssertionError:  # soundfile's, where not all could be written
+        device.check()
+        raise OSError(errno.EIO, "not all of the audio could be written") from None
+    device.check()  # what closing wrote
+
+
+class _Device:
+    """A file that libsndfile writes through callbacks, in which nothing may be raised: `check` raises it after them."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._error: OSError | None = None
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = self._error or error
+            return 0
+
+    def check(self) -> None:
+        """Raises the first `OSError` of writing."""
+        if self._error is not None:
+            raise self._error

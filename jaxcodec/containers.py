@@ -1,4 +1,4 @@
-"""Damage that shows in a file's container, without decoding: sizes in wav, pages of Ogg, frames of mp3.
+"""Damage that shows in a file's container, without decoding: sizes in wav, aiff and au, pages of Ogg, frames of mp3.
 
 libsndfile returns what it can of such a file and says nothing. Other formats are left to it: FLAC has a checksum in
 every frame, which it verifies.
@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 # Writers that stream to a pipe put a placeholder of this size or more into a wav header.
 _STREAMED_SIZE = 0x7FFFF000
+_UNKNOWN_SIZE = 0xFFFFFFFF  # of the samples of an au file, which is allowed
 _LAST_PAGE = 4  # the flag of an Ogg page
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MP3_RATES = (44100, 48000, 32000)
@@ -40,6 +41,11 @@ def check(file: BinaryIO) -> int | None:
     start = file.read(12)
     if start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE":
         _check_wav(file, end)
+    elif start[:4] == b"FORM" and start[8:11] == b"AIF":
+        _check_aiff(file, end)
+    elif start[:4] == b".snd":
+        offset, size = struct.unpack(">II", start[4:12])
+        _check_present(end - offset, 0 if size == _UNKNOWN_SIZE else size)
     elif start[:4] == b"OggS":
         _check_ogg(file)
     elif start[:3] == b"ID3" or _mp3_frame_bytes(start):
@@ -54,14 +60,28 @@ def _check_wav(file, end):
         name, size = struct.unpack("<4sI", chunk)
         present = end - file.tell()
         if name == b"data":
-            promised = size if size < _STREAMED_SIZE else whole or 0
-            if present < promised:
-                raise Truncated(f"{present} of {promised} bytes of samples are there")
+            _check_present(present, size if size < _STREAMED_SIZE else whole or 0)
             return
         if name == b"ds64" and len(sizes := file.read(min(size, 16))) == 16:
             whole = struct.unpack("<QQ", sizes)[1]
             size -= 16
         file.seek(size + size % 2, io.SEEK_CUR)
+
+
+def _check_aiff(file, end):
+    """The same of aiff and aifc, whose numbers have their highest byte first."""
+    while len(chunk := file.read(8)) == 8:
+        name, size = struct.unpack(">4sI", chunk)
+        if name == b"SSND":
+            _check_present(end - file.tell(), size)
+            return
+        file.seek(size + size % 2, io.SEEK_CUR)
+
+
+def _check_present(present, promised):
+    """Raises `Truncated` where there are fewer bytes of samples than a header says."""
+    if present < promised:
+        raise Truncated(f"{max(0, present)} of {promised} bytes of samples are there")
 
 
 def _check_ogg(file):

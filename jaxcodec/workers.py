@@ -21,11 +21,16 @@ def pool(
       ValueError: a process died.
     """
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     executor = concurrent.futures.ProcessPoolExecutor(processes, context, _start, (environment, start))
     try:
         yield executor
     except concurrent.futures.process.BrokenProcessPool:
         raise ValueError("a process died, for want of memory perhaps: try fewer processes.") from None
+    except KeyboardInterrupt:  # a terminal's Ctrl-C reaches them too, a SIGTERM does not
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -63,7 +64,7 @@ def run(model, capsys):
     """Runs one command with the tiny model; returns its exit code, stdout and the lines of stderr."""
 
     def run(*arguments, model=model):
-        if model and arguments[0] in ("encode", "decode", "truncate", "eval", "tokens"):
+        if model and arguments[0] in ("encode", "decode", "truncate", "eval", "tokens", "verify"):
             arguments += ("--model", model)
         code = cli.main([str(argument) for argument in arguments])
         told = capsys.readouterr()
@@ -124,6 +125,189 @@ def test_what_exists_is_replaced_only_by_force(run, speech):
     assert pathlib.Path("speech.jxc").read_text() == "mine"
     assert run("encode", "speech.wav", "-o", "speech.jxc", "--force")[0] == 0
     assert pathlib.Path("speech.jxc").read_bytes()[:4] == bitstream.MAGIC
+
+
+def test_an_output_that_is_an_input_is_refused_whatever_the_flags_the_names_and_the_links(run, speech, codec):
+    run("encode", "speech.wav", "-o", "a.jxc")
+    data = pathlib.Path("a.jxc").read_bytes()
+    os.mkdir("deep")
+    os.symlink("../a.jxc", "deep/link.jxc")
+    os.symlink("a.jxc", "other.jxc")
+    for source, target in (
+        ("a.jxc", "a.jxc"),
+        ("a.jxc", "./deep/../a.jxc"),
+        ("a.jxc", "other.jxc"),
+        ("deep/link.jxc", "a.jxc"),
+        ("a.jxc", "."),
+        ("deep", "deep"),
+    ):
+        code, _, told = run("truncate", source, "-o", target, "--codebooks", "2", "--force")
+        assert code == 1 and len(told) == 1 and "is an input, which nothing replaces: give another output" in told[0]
+    assert pathlib.Path("a.jxc").read_bytes() == data and os.path.islink("other.jxc")
+    pretrained.save(codec, "own.safetensors")
+    code, _, told = run("export", "own.safetensors", "-o", "own.safetensors", "--dtype", "float16", "--force")
+    assert code == 2 and told == ["jaxcodec: own.safetensors is an input, which nothing replaces: give another output"]
+    # What is no file is not replaced by one.
+    os.mkfifo("pipe.jxc")
+    code, _, told = run("encode", "speech.wav", "-o", "pipe.jxc", "--force")
+    assert code == 1 and told == ["jaxcodec: speech.wav: pipe.jxc exists and is no file"]
+
+
+def test_files_are_decoded_to_what_libsndfile_writes(run, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    run("decode", "speech.jxc", "-o", "speech_again.wav")
+    expected = audio.load("speech_again.wav")
+    for extension in (".aiff", ".au", ".caf", ".w64"):
+        assert run("decode", "speech.jxc", "-o", f"decoded{extension}")[0] == 0
+        assert soundfile.info(f"decoded{extension}").format == audio.WRITABLE[extension][0]
+        np.testing.assert_array_equal(audio.load(f"decoded{extension}"), expected)
+    assert run("decode", "speech.jxc", "-o", "sounds/", "--format", "aiff")[0] == 0 and files("sounds") == [
+        "speech.aiff"
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(run, speech, recordings, monkeypatch):
+    os.remove("recordings/text.wav")
+    work = []
+    monkeypatch.setattr(pretrained, "load", lambda *_: work.append("loaded"))
+    for arguments in (
+        ("encode", "speech.wav", "-o", "speech.wav/out.jxc"),
+        ("encode", "recordings", "-o", "speech.wav/out"),
+        ("eval", "recordings", "--json", "speech.wav/scores.json"),
+        ("report", "speech.wav/page"),
+        ("tokens", "recordings", "-o", "speech.wav/out"),
+        ("export", "-o", "speech.wav/model.safetensors"),
+    ):
+        code, _, told = run(*arguments)
+        assert code == 1 and len(told) == 1 and re.search(r"jaxcodec: \S*speech\.wav: Not a directory$", told[0]), told
+    monkeypatch.setattr(
+        "tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system", "/x"))
+    )
+    code, _, told = run("encode", "recordings", "-o", "codes")
+    assert code == 1 and told == [f"jaxcodec: {os.getcwd()}: Read-only file system"]
+    assert not work
+
+
+def test_a_folder_that_cannot_be_made_is_told_of_each_input(run, speech):
+    code, _, told = run("encode", "speech.wav", "-o", "a" * 300 + "/")
+    assert code == 1 and len(told) == 1 and told[0].startswith("jaxcodec: ") and told[0].endswith("File name too long")
+
+
+def test_a_message_names_the_file_that_was_asked_for_and_no_temporary_one(run, speech, monkeypatch):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    monkeypatch.setattr(audio, "_WAV_BYTES", 1000)
+    code, _, told = run("decode", "speech.jxc", "-o", "out.aiff")
+    assert code == 1 and told == ["jaxcodec: speech.jxc: out.aiff: a aiff file holds at most 4 GiB, write flac instead"]
+
+    def fail(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+
+    monkeypatch.setattr(audio, "write_blocks", fail)
+    for target, name in (("out.wav", "out.wav"), ("-", "stdout")):
+        code, _, told = run("decode", "speech.jxc", "-o", target)
+        assert code == 1 and told == [f"jaxcodec: speech.jxc: {name}: No space left on device"]
+
+
+def test_sigterm_ends_a_command_without_what_is_half_written(run, speech, monkeypatch):
+    run("encode", "speech.wav", "-o", "speech.jxc")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(*_):
+        yield np.zeros(10, np.float32)
+        assert len(files(".")) == 3  # one is half written
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield np.zeros(10, np.float32)
+
+    monkeypatch.setattr("jaxcodec.inference.files._silence", terminate)
+    assert run("decode", "speech.jxc", "-o", "out.wav") == (143, "", ["jaxcodec: terminated"])
+    assert files(".") == ["speech.jxc", "speech.wav"] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupted_folder_goes_on_and_quiet_is_quiet(run, recordings):
+    os.remove("recordings/text.wav")
+    run("encode", "recordings/a.wav", "-o", "codes/")
+    made = os.stat("codes/a.jxc").st_mtime_ns
+    code, _, told = run("encode", "recordings", "-o", "codes", "--skip-existing")
+    assert code == 0 and told[0].startswith("jaxcodec: encoded 2 of 3, 1 were there, ")
+    assert os.stat("codes/a.jxc").st_mtime_ns == made and len(files("codes")) == 3
+    code, _, told = run("encode", "recordings", "-o", "codes", "--skip_existing")
+    assert code == 0 and told[0].startswith("jaxcodec: encoded 0 of 3, 3 were there")
+    assert run("decode", "codes", "-o", "decoded", "--quiet") == (0, "", [])
+    code, _, told = run("decode", "codes/a.jxc", "gone.jxc", "-o", "decoded", "--quiet", "--force")
+    assert code == 1 and told == ["jaxcodec: gone.jxc: No such file or directory"]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_part_of_a_recording_has_the_codes_of_that_part(run, codec, speech, monkeypatch, long):
+    if long:
+        monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", 0)
+        monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.1)
+    assert run("encode", "speech.wav", "-o", "part.jxc", "--start", "0.25", "--end", "0.9")[0] == 0
+    part = speech[4000:14400]
+    assert pathlib.Path("part.jxc").read_bytes() == jaxcodec.pack(codec, inference.encode(codec, part), len(part))
+    assert run("encode", "speech.wav", "-o", "rest.jxc", "--start", "1")[0] == 0
+    assert bitstream.read_header(pathlib.Path("rest.jxc").read_bytes()).num_samples == len(speech) - 16000
+    code, _, told = run("encode", "speech.wav", "-o", "none.jxc", "--start", "5")
+    assert code == 1 and told == ["jaxcodec: speech.wav: nothing from 5 s on, it has 1.2 s"]
+
+
+def test_a_long_recording_tells_how_far_it_is(codec, speech, monkeypatch):
+    monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", 0)
+    monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.5)
+    told = []
+    made = inference.files.compress_files(codec, [("key", "speech.wav")], progress=lambda *told_: told.append(told_))
+    assert [one.key for one in made] == ["key"]
+    assert told == [("key", 0.5), ("key", 1.0), ("key", 1.2000625)]
+
+
+def test_this_packages_warnings_are_told_and_the_libraries_are_not(run, recordings):
+    from absl import logging
+
+    os.remove("recordings/text.wav")
+    pathlib.Path("recordings/deep/d.m4a").write_bytes(b"")
+    code, _, told = run("encode", "recordings", "-o", "codes")
+    left_out = "jaxcodec: recordings: 1 .m4a left out, their formats cannot be read: convert them first"
+    assert code == 0 and told[0] == left_out and len(told) == 2
+    run("tokens", "recordings", "-o", "out")
+    shard = next(pathlib.Path("out").glob("*.npz"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, _, told = run("tokens", "recordings", "-o", "out")
+    assert code == 0 and any("is damaged" in line and line.endswith("it is made again.") for line in told)
+    handler = cli._Warnings()
+    with pytest.MonkeyPatch.context() as patch:
+        heard = []
+        patch.setattr(cli, "tell", heard.append)
+        for level in (logging.WARNING, logging.ERROR):
+            level = logging.converter.absl_to_standard(level)
+            handler.emit(logging.get_absl_logger().makeRecord("absl", level, "/lib/orbax.py", 1, "theirs", (), None))
+        assert heard == ["theirs"]  # the error
+
+
+def test_info_looks_at_the_checksums_and_verify_at_every_block(run, speech, monkeypatch):
+    monkeypatch.setattr("jaxcodec.inference.files._FILE_BLOCK_SECONDS", 0.5)
+    os.mkdir("codes")
+    run("encode", "speech.wav", "-o", "codes/whole.jxc", "--no_entropy")
+    data = pathlib.Path("codes/whole.jxc").read_bytes()
+    code, out, told = run("info", "codes/whole.jxc")
+    assert code == 0 and not told and re.search(r"^damage +none$", out, re.MULTILINE)
+    code, out, told = run("verify", "codes/whole.jxc")
+    assert (code, out) == (0, "") and told == ["jaxcodec: 1 of 1 files whole, 1.2 s of audio"]
+    pathlib.Path("codes/flipped.jxc").write_bytes(data)
+    damage("codes/flipped.jxc", 1)
+    pathlib.Path("codes/cut.jxc").write_bytes(data[:-10])
+    cut = f"the header announces {len(data)} bytes, there are {len(data) - 10}"
+    code, out, told = run("info", "codes/flipped.jxc", "codes/cut.jxc", "--json")
+    assert code == 1 and [one["damage"] for one in json.loads(out)] == ["damaged at 0.50 to 1.00 s", cut]
+    assert told == ["jaxcodec: codes/flipped.jxc: damaged at 0.50 to 1.00 s", f"jaxcodec: codes/cut.jxc: {cut}"]
+    code, out, told = run("verify", "codes")
+    assert code == 1 and told == [
+        f"jaxcodec: codes/cut.jxc: {cut}",
+        "jaxcodec: codes/flipped.jxc: damaged at 0.50 to 1.00 s",
+        "jaxcodec: 1 of 3 files whole, 1.2 s of audio",
+    ]
+    # What no checksum tells: codes that no encoder writes.
+    monkeypatch.setattr(quantizers.interface.Quantizer, "possible", lambda self, codes: np.zeros(codes.shape[1], bool))
+    assert run("info", "codes/whole.jxc")[0] == 0 and run("verify", "codes/whole.jxc", "--quiet")[0] == 1
 
 
 def test_an_output_that_cannot_be_finished_leaves_nothing(run, speech, monkeypatch):
@@ -435,7 +619,8 @@ def test_eval_prints_a_table_and_writes_every_clip(run, recordings, monkeypatch)
     files_to_write = "--json", "scores.json", "--csv", "scores.csv"
     code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--group", "speaker", *files_to_write)
     assert code == 1
-    assert "jaxcodec: estoi is not measured, its package is not installed: pip install 'jaxcodec[metrics]'" in told
+    missing = "jaxcodec: not measured, as their packages are not installed: estoi: pip install 'jaxcodec[metrics]'"
+    assert missing in told
     assert [line for line in told if line.startswith("jaxcodec: recordings/text.wav: not audio")]
     assert "jaxcodec: snr is the mean without 1 of 4 clips: too short or silent" in told
     header, table, usage, groups = out.split("\n\n")
@@ -491,7 +676,7 @@ def test_tokens_are_made_once_and_bad_recordings_are_named(run, recordings):
     code, _, told = run("tokens", "recordings", "-o", "out", "--codebooks", "3", "--shard_size", "2")
     assert code == 1
     assert [line.split(": ")[1] for line in told] == ["recordings/text.wav", told[1].removeprefix("jaxcodec: ")]
-    assert told[1].startswith("jaxcodec: 3 recordings, ") and told[1].endswith("in out, 1 recordings failed")
+    assert told[1].startswith("jaxcodec: 3 recordings, ") and told[1].endswith("in out, 1 failed")
     assert files("out") == ["manifest.json", "tokens-00000-of-00002.npz", "tokens-00001-of-00002.npz"]
     shards = [np.load(path) for path in sorted(pathlib.Path("out").glob("*.npz"))]
     assert sum(shard["codes"].shape[1] for shard in shards) == sum(-(-n // 16) for n in (3000, 5806, 5000)) + 3 * (
@@ -520,7 +705,7 @@ def test_export_writes_a_model_that_makes_the_same_files(run, codec, model, spee
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_other_formats_are_written_by_their_exporters(run, codec, model, folder, monkeypatch, format):
     called = []
-    monkeypatch.setattr(export, f"export_{format}", lambda codec, directory: called.append((codec, directory)))
+    monkeypatch.setattr(export, f"export_{format}", lambda codec, directory: called.append((codec, directory)) or [])
     assert run("export", model, "-o", "exported", "--format", format)[0] == 0
     ((exported, directory),) = called
     assert directory == "exported" and exported.fingerprint == codec.fingerprint
@@ -534,12 +719,21 @@ def test_other_formats_are_written_by_their_exporters(run, codec, model, folder,
         ("encode speech.wav -o out --codebooks 0", "0 is less than 1"),
         ("encode speech.wav -o out --codebok 2", "unrecognized arguments"),
         (
-            "encode speech.wav -o out --codebooks 5 --model {model}",
+            "encode speech.wav -o out.jxc --codebooks 5 --model {model}",
             "--codebooks 5: num_codebooks is 5, this codec has 1 to 4.",
         ),
         ("encode speech.wav - -o -", "-o - is for one input, several need a folder."),
         ("encode - - -o out/", "stdin can be given once."),
         ("encode speech.wav other.wav -o speech.wav", "-o speech.wav is a file, several inputs need a folder."),
+        ("encode speech.wav other.wav -o out.jxc", "-o out.jxc is the name of a file, several inputs need a folder."),
+        ("encode . -o codes.wav --force", "-o codes.wav is the name of a file, several inputs need a folder."),
+        ("decode a.jxc b.jxc -o out.caf", "-o out.caf is the name of a file, several inputs need a folder."),
+        ("encode speech.wav -o out.mp3 --force", "-o out.mp3: expected a folder or a name that ends in .jxc."),
+        ("encode speech.wav -o speech.wav --force", "-o speech.wav: expected a folder or a name that ends in .jxc."),
+        ("encode speech.wav -o a.jxc --start 2 --end 1", "--end 1 is not after --start 2."),
+        ("encode speech.wav -o a.jxc --start -1", "argument --start: -1 is less than 0"),
+        ("report page.html", "page.html is the name of a file, expected a folder, in which index.html is written."),
+        ("eval speech.wav --json speech.wav --force", "speech.wav is an input, which nothing replaces"),
         ("decode speech.jxc -o decoded.doc", "-o decoded.doc: expected a folder or a name that ends in .wav, .flac"),
         ("eval speech.wav --codebooks 1,x", "argument --codebooks: 'x' is not a whole number"),
         ("export -o out --format onnx --dtype float16", "--dtype and --entropy_data are for safetensors files"),
@@ -571,9 +765,13 @@ def test_a_command_that_makes_no_sense_ends_with_2(arguments, message, model, sp
 def test_an_input_that_fails_is_named_in_one_line(run, folder, command, name, content, message):
     if content is not None:
         pathlib.Path(name).write_bytes(content)
-    options = {"encode": ["-o", "out.jxc"], "decode": ["-o", "out.wav"], "truncate": ["-o", "out", "--codebooks", "1"]}
+    options = {
+        "encode": ["-o", "out.jxc"],
+        "decode": ["-o", "out.wav"],
+        "truncate": ["-o", "out.jxc", "--codebooks", "1"],
+    }
     code, out, told = run(command, name, *options.get(command, []))
-    told = [line for line in told if "its package is not installed" not in line]
+    told = [line for line in told if "packages are not installed" not in line]
     assert (code, out) == (1, "") and told[0].startswith(f"jaxcodec: {message}")
     assert len(told) == (2 if command == "eval" else 1)  # eval also says that nothing is left to measure
     assert files(".") == ([name] if content is not None else [])
@@ -588,7 +786,7 @@ def test_missing_models_other_models_and_empty_folders_are_told_in_one_line(run,
         (("encode", "speech.wav", "-o", "out.jxc"), "speech.wav", "speech.wav is not a safetensors file"),
         (("decode", "speech.jxc", "-o", "out.wav"), "other.safetensors", "speech.jxc: "),
         (("decode", "empty", "-o", "out"), "nowhere", "empty has no .jxc file in it."),
-        (("encode", "empty", "-o", "out"), "nowhere", "the folder 'empty' has no wav/flac/ogg/opus/mp3 file in it"),
+        (("encode", "empty", "-o", "out"), "nowhere", "the folder 'empty' has no wav/flac/ogg/opus/mp3/aiff/"),
     ):
         code, _, told = run(*arguments, model=model)
         assert code == 1 and len(told) == 1 and told[0].startswith(f"jaxcodec: {message}")

@@ -26,12 +26,21 @@ def _above_zero(text):
     return value
 
 
+def _from_zero(text):
+    if not (value := float(text)) >= 0:
+        raise ValueError(f"{text} is less than 0")
+    return value
+
+
 positive = _typed(quantizers.positive)  # a number of at least 1
 seconds = _typed(_above_zero)
+at_least_zero = _typed(_from_zero)
 MODEL = "files or tokens, the bundled models, a .safetensors file or a run of train.py; default: "
 SHARED = {
     "inputs": dict(nargs="+", metavar="IN", help="files and folders, - for stdin"),
     "--force": dict(action="store_true", help="replace what exists"),
+    "--skip_existing": dict(action="store_true", help="leave out what exists: an interrupted folder goes on"),
+    "--quiet": dict(action="store_true", help="no bars and no summary, problems only"),
     "--model": dict(metavar="M", help=MODEL + "files"),
     "--processes": dict(type=positive, default=1, metavar="P", help="that share the slow measures"),
 }
@@ -47,7 +56,8 @@ def add_output(parser, help="file or folder to write, - for stdout"):
 def add_shared(parser, *names, **changed):
     """Some of `SHARED`, with what is `changed` in them."""
     for name in names:
-        parser.add_argument(name, **SHARED[name] | changed)
+        dashed = {"--" + name[2:].replace("_", "-")} - {name} if name.startswith("--") else ()
+        parser.add_argument(name, *dashed, **SHARED[name] | changed)
 
 
 def add_rate(parser):

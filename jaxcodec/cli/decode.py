@@ -1,15 +1,15 @@
 """.jxc files to recordings of their exact length."""
 
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import Jobs, find_bitstreams, read_bytes
+from jaxcodec.cli.jobs import Jobs, Within, find_bitstreams, read_bytes
 
 
 def add_arguments(parser):
     """Inputs, where they go, and as what."""
     options.add_output(parser)
-    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "inputs", "--force", "--skip_existing", "--quiet")
     options.add_shared(parser, "--model", **options.BY_FILE)
-    formats = ("wav", "flac", "ogg", "opus", "mp3")
+    formats = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")
     parser.add_argument("--format", choices=formats, default="wav", help="of files in a folder and of stdout")
     parser.add_argument(
         "--max_seconds",
@@ -26,23 +26,37 @@ def run(arguments):
     from jaxcodec.inference import files
 
     suffix = "." + arguments.format
-    with Jobs(arguments, "decoded", find_bitstreams, suffix, audio.EXTENSIONS) as jobs:
+    with Jobs(arguments, "decoded", find_bitstreams, suffix, tuple(audio.WRITABLE)) as jobs:
         codec_of = options.loader(arguments)
+        within = Within()
+
+        def decode(job, output, damaged):
+            data = read_bytes(job.source)
+            codec = codec_of(data)
+            decoded = files.decode_file(
+                codec,
+                data,
+                keep_damaged=arguments.keep_damaged,
+                max_seconds=arguments.max_seconds or files.MAX_SECONDS,
+            )
+            seconds = decoded.num_samples / codec.sample_rate
+
+            def watched():
+                done = 0
+                for block in decoded.blocks:
+                    yield block
+                    done += len(block)
+                    within(job, job.source, done / codec.sample_rate, seconds)
+
+            audio.write_blocks(output, watched(), codec.sample_rate, decoded.num_samples)
+            damaged += decoded.damaged
+            return seconds, len(data)
+
         for job in jobs:
-            damaged = []
-            with jobs.attempt(job) as output:
-                data = read_bytes(job.source)
-                codec = codec_of(data)
-                decoded = files.decode_file(
-                    codec,
-                    data,
-                    keep_damaged=arguments.keep_damaged,
-                    max_seconds=arguments.max_seconds or files.MAX_SECONDS,
-                )
-                damaged = decoded.damaged
-                audio.write_blocks(output, decoded.blocks, codec.sample_rate, decoded.num_samples)
-                jobs.count(job, decoded.num_samples / codec.sample_rate, len(data))
+            damaged: list[tuple[float, float]] = []
+            jobs.attempt(job, lambda output, job=job, damaged=damaged: decode(job, output, damaged))
             if damaged:
                 silence = ", ".join(f"{start:.2f} to {stop:.2f} s" for start, stop in damaged)
                 jobs.fail(job, f"damaged, silence at {silence}")
+        within.close()
     return int(bool(jobs.failed))

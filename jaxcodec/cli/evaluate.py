@@ -7,12 +7,12 @@ import json
 import jaxcodec
 from jaxcodec import atomic
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import UsageError, find_clips, read_clips, refuse_existing, tell
+from jaxcodec.cli.jobs import UsageError, check_output, find_clips, read_clips, tell
 
 
 def add_arguments(parser):
     """What is measured, at which rates, and where the figures go."""
-    options.add_shared(parser, "inputs", "--force")
+    options.add_shared(parser, "inputs", "--force", "--quiet")
     options.add_shared(parser, "--model", **options.BY_RATE)
     options.add_rates(parser)
     parser.add_argument("--split", metavar="NAME", help="of prepared folders; default: validation")
@@ -29,11 +29,13 @@ def run(arguments):
     from jaxcodec import evaluation
 
     for path in filter(None, (arguments.json, arguments.csv)):
-        refuse_existing(path, arguments.force)
+        check_output(path, arguments.force, arguments.inputs)
     codec = options.load(arguments)
     rates = options.rates(arguments, codec)
-    for key in sorted(set(evaluation.MEASURES) - set(evaluation.installed())):
-        tell(f"{key} is not measured, its package is not installed: pip install 'jaxcodec[metrics]'")
+    if missing := sorted(set(evaluation.MEASURES) - set(evaluation.installed())):
+        tell(
+            f"not measured, as their packages are not installed: {', '.join(missing)}: pip install 'jaxcodec[metrics]'"
+        )
     failures: list[str] = []
     size = codec.module.quantizer.codebook_size
     code_counts = None if size is None else np.zeros((codec.num_codebooks, size), np.int64)

@@ -1,12 +1,14 @@
 """The model for other programs."""
 
+import os
+
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import UsageError, explain, find_recordings, progress_bar, refuse_existing, tell
+from jaxcodec.cli.jobs import UsageError, check_output, explain, find_recordings, note, progress_bar, tell
 
 
 def add_arguments(parser):
     """Which model, as what."""
-    options.add_shared(parser, "--force")
+    options.add_shared(parser, "--force", "--quiet")
     parser.add_argument("model", nargs="?", default="tokens", metavar="MODEL", help=options.MODEL + "tokens")
     options.add_output(parser, "a file, or a folder for other formats")
     parser.add_argument("--format", choices=("safetensors", "stablehlo", "onnx"), default="safetensors")
@@ -22,7 +24,7 @@ def run(arguments):
 
     if arguments.format != "safetensors" and (arguments.dtype != "float32" or arguments.entropy_data):
         raise UsageError(f"--dtype and --entropy_data are for safetensors files, not for {arguments.format}.")
-    refuse_existing(arguments.output, arguments.force)
+    check_output(arguments.output, arguments.force, [arguments.model])
     codec, failed = pretrained.load(arguments.model), False
     if arguments.entropy_data:
         if codec.module.quantizer.codebook_size is None:
@@ -38,9 +40,12 @@ def run(arguments):
                 bar.update()
         codec = codec.replace(entropy=entropy.fit(clips, codec.codebook_size))
     if arguments.format == "safetensors":
-        pretrained.save(codec, arguments.output, arguments.dtype)
+        codec = pretrained.save(codec, arguments.output, arguments.dtype)
+        paths = [arguments.output]
     elif arguments.format == "stablehlo":
-        export.export_stablehlo(codec, arguments.output)
+        paths = export.export_stablehlo(codec, arguments.output)
     else:
-        export.export_onnx(codec, arguments.output)
+        paths = export.export_onnx(codec, arguments.output)
+    for path in paths:
+        note(f"{os.fspath(path)}: {os.path.getsize(path) / 1e6:.1f} MB, of the model {codec.fingerprint.hex()}")
     return int(failed)

@@ -1,4 +1,4 @@
-"""What .jxc files and models say about themselves."""
+"""What .jxc files and models say about themselves, and whether the checksums of files are right."""
 
 import json
 
@@ -22,6 +22,10 @@ def run(arguments):
         except (ValueError, OSError) as error:
             failed = True
             tell(about(name, error))
+        else:
+            if damage := described[-1].get("damage"):
+                failed = True
+                tell(f"{name}: {damage}")
     if arguments.json:
         print(json.dumps(described, indent=2))
     elif described:
@@ -55,7 +59,21 @@ def _describe(name):
         version=header.version,
         model=header.fingerprint.hex(),
         bundled=bundled.names().get(header.fingerprint),
+        damage=_damage(data, header),
     )
+
+
+def _damage(data, header):
+    """What the checksums of a file's blocks say is wrong, None for nothing; `verify` decodes them too."""
+    from jaxcodec import bitstream
+
+    try:
+        found = bitstream.damaged_blocks(data, errors="raise")
+    except bitstream.BitstreamError as error:
+        return str(error)
+    frames = header.sample_rate / header.hop_length
+    places = ", ".join(f"{e.start_frame / frames:.2f} to {e.stop_frame / frames:.2f} s" for e in found)
+    return f"damaged at {places}" if found else None
 
 
 def _describe_model(name):

@@ -25,6 +25,19 @@ with epy.lazy_imports():  # --help needs none of them
     from jaxcodec.data import recordings
 
 STREAM = "-"  # stdin or stdout
+_PATIENCE_SECONDS = 2  # of work, before a recording has a bar of its own
+_ENDINGS = (
+    ".jxc",
+    ".safetensors",
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".mp3",
+    ".aiff",
+    ".aif",
+)  # of files, never of folders
+quiet = False  # set by --quiet
 
 
 class UsageError(Exception):
@@ -38,54 +51,91 @@ class Job(NamedTuple):
     target: str
 
 
-class Jobs:
-    """The inputs of a command one by one: names what fails, counts the rest, shows a bar on a terminal."""
+class AllRefused(Exception):
+    """No input of a command may be done; each has been named."""
 
-    def __init__(self, arguments, verb, find, suffix, suffixes=None):
-        self.force, self.verb = arguments.force, verb
+
+class Jobs:
+    """The inputs of a command one by one: names what fails, counts the rest, shows bars on a terminal.
+
+    What can be known before any work is refused before it: an output that is an input, that exists, that cannot be written.
+    """
+
+    def __init__(self, arguments, verb, find, suffix, suffixes):
+        self.verb, self.suffix = verb, suffix
+        self.force, self.skip = arguments.force, arguments.skip_existing
         self.planned = _plan(arguments.inputs, arguments.output, find, suffix, suffixes)
-        self.suffix = suffix
+        self.open: list[Job] = []
         self.done: set[Job] = set()
         self.failed: set[Job] = set()
+        self.skipped: set[Job] = set()
         self.seconds, self.num_bytes = 0.0, 0
 
     def __enter__(self):
         self.bar = progress_bar(len(self.planned))
+        self.started = time.monotonic()
+        identities = _identities(job.source for job in self.planned)
+        targets: set[str] = set()
+        for job in self.planned:
+            if problem := self._problem(job, targets, identities):
+                self.fail(job, problem)
+            elif job not in self.skipped:
+                targets.add(job.target)
+                self.open.append(job)
+        for folder in {os.path.dirname(job.target) for job in self.open if job.target != STREAM}:
+            atomic.check_writable(os.path.join(folder, "file"))
+        if self.planned and not self.open:
+            self.__exit__(None)
+            if self.failed:
+                raise AllRefused
         return self
+
+    def _problem(self, job, targets, identities):
+        """Why an output may not be written, if so; one that exists may be skipped, and is noted."""
+        if job.target in targets:
+            return f"another input is written to {job.target}"
+        if job.target == STREAM or not os.path.lexists(job.target):
+            return None
+        if _identities([job.target]) & identities:
+            return f"{job.target} is an input, which nothing replaces: give another output"
+        if self.skip and os.path.isfile(job.target):
+            self.skipped.add(job)
+            self._advance()
+            return None
+        if os.path.exists(job.target) and not os.path.isfile(job.target):
+            return f"{job.target} exists and is no file"
+        return None if self.force else f"{job.target} exists, --force replaces it"
 
     def __exit__(self, kind, *_):
         self.bar.close()
-        if kind is None and self.done:
-            elapsed = time.monotonic() - self.started
-            rate = f", {8e-3 * self.num_bytes / self.seconds:.3g} kbit/s" if self.seconds else ""
-            tell(
-                f"{self.verb} {len(self.done)} of {len(self.planned)}, {self.seconds:.1f} s of audio in {elapsed:.1f} s "
-                f"({self.seconds / elapsed:.3g} x real time){rate}"
-            )
+        if kind is not None or not (self.done or self.skipped):
+            return
+        elapsed = max(time.monotonic() - self.started, 1e-3)
+        rate = f", {8e-3 * self.num_bytes / self.seconds:.3g} kbit/s" if self.seconds else ""
+        there = f", {len(self.skipped)} were there" if self.skipped else ""
+        note(
+            f"{self.verb} {len(self.done)} of {len(self.planned)}{there}, {self.seconds:.1f} s of audio in {elapsed:.1f} s "
+            f"({self.seconds / elapsed:.3g} x real time){rate}"
+        )
 
     def __iter__(self):
         """The jobs that may be done."""
-        self.started = time.monotonic()
-        targets: set[str] = set()
-        for job in self.planned:
-            if job.target in targets:
-                self.fail(job, f"another input is written to {job.target}")
-            elif job.target != STREAM and not self.force and os.path.lexists(job.target):
-                self.fail(job, f"{job.target} exists, --force replaces it")
-            else:
-                targets.add(job.target)
-                yield job
+        return iter(self.open)
 
-    @contextlib.contextmanager
-    def attempt(self, job):
-        """A file to write for `job`, put in its place if nothing is raised; what is raised is named in one line."""
+    def attempt(self, job, write):
+        """Has `write` write a file, which is then put in its place; names in one line what is raised.
+
+        `write` takes the path and returns seconds of audio and bytes of code, for the summary.
+        """
         try:
             with _output(job.target, self.suffix) as path:
-                yield path
+                counted = write(path)
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             self.fail(job, error)
+        else:
+            self.count(job, *counted)
 
     def count(self, job, seconds, num_bytes):
         """Adds one finished file to the summary."""
@@ -100,7 +150,7 @@ class Jobs:
         tell(about("stdin" if job.source == STREAM else job.source, problem))
 
     def _advance(self):
-        self.bar.update(len(self.done | self.failed) - self.bar.n)
+        self.bar.update(len(self.done | self.failed | self.skipped) - self.bar.n)
 
 
 class Source(NamedTuple):
@@ -172,12 +222,15 @@ def _plan(inputs, output, find, suffix, suffixes):
         if not single:
             raise UsageError("-o - is for one input, several need a folder.")
         return [Job(inputs[0], STREAM)]
+    ending = os.path.splitext(output)[1].lower()
     if single and not (output.endswith(os.sep) or os.path.isdir(output)):
-        if suffixes and os.path.splitext(output)[1].lower() not in suffixes:
+        if ending not in suffixes:
             raise UsageError(f"-o {output}: expected a folder or a name that ends in {', '.join(suffixes)}.")
         return [Job(inputs[0], output)]
-    if os.path.isfile(output):
+    if os.path.lexists(output) and not os.path.isdir(output):
         raise UsageError(f"-o {output} is a file, several inputs need a folder.")
+    if ending in (*_ENDINGS, *suffixes) and not os.path.isdir(output):
+        raise UsageError(f"-o {output} is the name of a file, several inputs need a folder.")
     return [Job(path, os.path.join(output, os.path.splitext(name)[0] + suffix)) for name, path in files]
 
 
@@ -214,22 +267,43 @@ def _output(target, suffix):
             yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield (path := epath.Path(folder) / f"stdout{suffix}")
+        path = epath.Path(folder) / f"stdout{suffix}"
+        with atomic.told_of(path, "stdout"):
+            yield path
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 
-def refuse_existing(path, force):
-    """Raises ValueError where something would be replaced unasked."""
-    if os.path.lexists(path) and not force:
-        raise ValueError(f"{path} exists, --force replaces it")
+def check_output(path, force, inputs=()):
+    """Raises, before any work, where a file cannot be written, would be replaced unasked, or is one of the inputs."""
+    if os.path.lexists(path):
+        if _identities([path]) & _identities(inputs):
+            raise UsageError(f"{path} is an input, which nothing replaces: give another output")
+        if not force:
+            raise ValueError(f"{path} exists, --force replaces it")
+    atomic.check_writable(path)
+
+
+def _identities(paths):
+    """What files are, whatever names or links lead to them: device and number of each that is there."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.fstat(sys.stdin.buffer.fileno()) if path == STREAM else os.stat(path)
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def about(name, problem):
     """One line that begins with the name of the input."""
     text = explain(problem)
     return text if name is None or text.startswith(name) else f"{name}: {text}"
+
+
+def count(number, noun):
+    """`1 clip`, `2 clips`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def explain(problem):
@@ -244,6 +318,33 @@ def tell(message):
     tqdm.write(f"jaxcodec: {message}", file=sys.stderr)
 
 
-def progress_bar(total):
-    """A bar of files on stderr, on a terminal only."""
-    return tqdm(total=total, unit="file", file=sys.stderr, disable=None, leave=False)
+def note(message):
+    """The same, of what went well, which --quiet leaves out."""
+    if not quiet:
+        tell(message)
+
+
+def progress_bar(total, unit="file", **more):
+    """A bar on stderr, on a terminal only and not with --quiet."""
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=quiet or None, leave=False, **more)
+
+
+class Within:
+    """A bar of the seconds of one long recording, below that of the files, from its third second of work on."""
+
+    def __init__(self):
+        self._bar, self._key = None, None
+
+    def __call__(self, key, name, seconds, total=None):
+        """So many `seconds` of the recording `key` are done; fewer than before: it is done once more."""
+        if key != self._key:
+            self.close()
+            self._key = key
+            self._bar = progress_bar(total and round(total), "s", desc=os.path.basename(name), delay=_PATIENCE_SECONDS)
+        self._bar.update(round(seconds) - self._bar.n)
+
+    def close(self):
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -5,12 +5,22 @@ import os
 
 from jaxcodec import atomic
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import expand, find_recordings, read_clips, refuse_existing, tell
+from jaxcodec.cli.jobs import (
+    UsageError,
+    check_output,
+    count,
+    expand,
+    find_recordings,
+    note,
+    progress_bar,
+    read_clips,
+    tell,
+)
 
 
 def add_arguments(parser):
     """Which clips, which rates, and what is shown beside them."""
-    options.add_shared(parser, "--force")
+    options.add_shared(parser, "--force", "--quiet")
     options.add_shared(parser, "--model", **options.BY_RATE)
     parser.add_argument("output", metavar="OUT", help="folder of the page, index.html")
     parser.add_argument(
@@ -29,8 +39,12 @@ def run(arguments):
     """Renders, measures, composes."""
     from jaxcodec.report import content, webpage
 
+    if arguments.output.endswith((".html", ".htm")) and not os.path.isdir(arguments.output):
+        raise UsageError(
+            f"{arguments.output} is the name of a file, expected a folder, in which index.html is written."
+        )
     target = os.path.join(arguments.output, "index.html")
-    refuse_existing(target, arguments.force)
+    check_output(target, arguments.force)
     codec, failures = options.load(arguments), []
     rates = options.rates(arguments, codec)
     results = arguments.results and content.read_results(arguments.results)
@@ -46,7 +60,8 @@ def run(arguments):
     else:
         clips, notice = content.bundled_clips(codec.sample_rate)
     clips = content.cut(clips, codec.sample_rate)
-    rendered = content.render(codec, clips, rates, arguments.processes)
+    with progress_bar(len(clips), "clip") as bar:
+        rendered = content.render(codec, clips, rates, arguments.processes, bar)
     for problem in rendered.missing:
         tell(f"not on the page: {problem}")
     page = webpage.Page(
@@ -60,5 +75,7 @@ def run(arguments):
     text = webpage.compose(page, codec, clips, rendered)
     with atomic.replacing(target) as path:
         path.write_text(text)
-    tell(f"{target}: {len(clips)} clips in {len(rendered.versions)} versions, {len(text.encode()) / 1e6:.1f} MB")
+    note(
+        f"{target}: {count(len(clips), 'clip')} in {len(rendered.versions)} versions, {len(text.encode()) / 1e6:.1f} MB"
+    )
     return int(bool(failures))

@@ -1,11 +1,14 @@
 """A folder of recordings to token files for language models."""
 
-from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import tell
+import os
+
+from jaxcodec.cli import arguments as options, jobs
+from jaxcodec.cli.jobs import check_output, count, note, tell
 
 
 def add_arguments(parser):
     """Recordings, where the shards go, and who makes which."""
+    options.add_shared(parser, "--quiet")
     options.add_shared(parser, "--model", default="tokens", help=options.MODEL + "tokens")
     parser.add_argument("folder", help="recordings at any depth")
     options.add_output(parser, "folder of the token files")
@@ -20,15 +23,21 @@ def run(arguments):
     """Writes them, shard by shard."""
     from jaxcodec.inference import tokens
 
+    check_output(os.path.join(arguments.output, tokens.MANIFEST), force=True)
     clips = frames = 0
     failed: dict[str, str] = {}
     work = {name: getattr(arguments, name) for name in ("shard_size", "processes", "shard_index", "num_shards")}
     for summary in tokens.write_tokens(
-        arguments.model, arguments.folder, arguments.output, num_codebooks=arguments.codebooks, **work
+        arguments.model,
+        arguments.folder,
+        arguments.output,
+        num_codebooks=arguments.codebooks,
+        quiet=jobs.quiet,
+        **work,
     ):
         clips, frames = clips + summary.clips, frames + summary.frames
         failed |= summary.failed
         for reason in summary.failed.values():
             tell(reason)
-    tell(f"{clips} recordings, {frames} frames in {arguments.output}, {len(failed)} recordings failed")
+    note(f"{count(clips, 'recording')}, {frames} frames in {arguments.output}, {len(failed)} failed")
     return int(bool(failed))

@@ -23,6 +23,7 @@ from jaxcodec import audio, workers
 SAMPLE_RATE = 16000
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {name: name for name in SPLITS} | dict.fromkeys(("valid", "dev", "val"), "validation")
+_SOUNDS = audio.EXTENSIONS + audio.UNREADABLE
 # With fewer speakers than this, whole speakers are too coarse a unit for splits of a few per cent.
 MIN_SPEAKERS_TO_SPLIT_BY = 10
 
@@ -87,17 +88,25 @@ class Staging:
         return np.frombuffer(os.pread(self._descriptor, 2 * clip.length, 2 * clip.offset), np.int16)
 
 
-def list_audio(folder: epath.PathLike) -> list[tuple[str, epath.Path]]:
+def list_audio(folder: epath.PathLike, *, warn: bool = True) -> list[tuple[str, epath.Path]]:
     """(relative name, path) of every audio file below `folder`, sorted; follows links, omits hidden files.
 
-    Raises `ValueError` if the folder does not exist or has no audio file.
+    Recordings of formats that cannot be read are counted in a warning, but for `warn=False`. Raises `ValueError` if the
+    folder does not exist or has no audio file.
     """
     root = epath.Path(folder)
     if not root.is_dir():
         raise ValueError(f"the folder {str(folder)!r} is not a directory")
-    names = sorted(_walk(root))
+    found = list(_walk(root))
+    names = sorted(name for name in found if name.lower().endswith(audio.EXTENSIONS))
+    odd = collections.Counter(os.path.splitext(name.lower())[1] for name in set(found) - set(names))
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(odd.items()))
     if not names:
-        raise ValueError(f"the folder {str(folder)!r} has no {'/'.join(e[1:] for e in audio.EXTENSIONS)} file in it")
+        others = f", only {told}, which cannot be read: convert them first" if odd else ""
+        known = "/".join(extension[1:] for extension in audio.EXTENSIONS)
+        raise ValueError(f"the folder {str(folder)!r} has no {known} file in it{others}")
+    if odd and warn:
+        logging.warning("%s: %s left out, their formats cannot be read: convert them first", folder, told)
     return [(name, root / name) for name in names]
 
 
@@ -128,7 +137,7 @@ def find_recordings(folder: epath.PathLike) -> list[Recording]:
 def fingerprint(folder: epath.PathLike, options: PrepareOptions) -> str:
     """16 hex digits that change with any file's relative name, size or time, or with the options."""
     digest = hashlib.sha256(repr(options).encode())
-    for name, path in list_audio(folder):
+    for name, path in list_audio(folder, warn=False):
         digest.update("\t".join((name, *_size_and_time(path), "\n")).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -206,10 +215,10 @@ def describe(skipped: dict[str, int]) -> str:
 
 
 def _walk(root: epath.Path) -> Iterator[str]:
-    """Relative posix names of all audio files that are not hidden."""
+    """Relative posix names of all audio files that are not hidden, those that cannot be read among them."""
     remote = "://" in str(root)
     names = (p.relative_to(root).as_posix() for p in _walk_remote(root)) if remote else _walk_local(root)
-    audio_names = (name for name in names if name.lower().endswith(audio.EXTENSIONS))
+    audio_names = (name for name in names if name.lower().endswith(_SOUNDS))
     return (name for name in audio_names if not any(part.startswith(".") for part in name.split("/")))
 
 
@@ -228,7 +237,7 @@ def _walk_local(root: epath.Path) -> Iterator[str]:
 def _walk_remote(folder: epath.Path) -> Iterator[epath.Path]:
     """Audio files below a bucket's folder; only other names cost a request each."""
     for path in folder.iterdir():
-        if path.name.lower().endswith(audio.EXTENSIONS):
+        if path.name.lower().endswith(_SOUNDS):
             yield path
         elif path.is_dir():
             yield from _walk_remote(path)

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxcodec import audio as audio_files, bitstream
-from jaxcodec.inference import functions
-from jaxcodec.inference.trained import TrainedCodec
+from jaxcodec.inference import clips, functions
+from jaxcodec.inference.trained import TrainedCodec, method
 
 _BLOCK_SECONDS = 10
 _BATCH_BLOCKS = 6  # of short recordings are encoded at once; a longer recording is never held whole
@@ -46,17 +46,19 @@ class Unpacked(NamedTuple):
     damaged: list[tuple[int, int]]  # ranges of frames, first and one past the last, whose codes are lost and zero
 
 
+@method
 def compress(
-    codec: TrainedCodec, audio, rate=None, *, kbps: float | None = None, entropy: bool = True, **named
-) -> bytes:
-    """The content of a .jxc file for one clip.
+    codec: TrainedCodec, audio, rate=None, *, kbps: float | None = None, entropy: bool = True, lengths=None, **named
+):
+    """The content of a .jxc file for one clip, or a list of them for several.
 
     Args:
       codec: a codec.
-      audio: (S,) at codec.sample_rate, float or int16.
+      audio: (S,) at codec.sample_rate, float or int16; or a padded batch (B, S) or a list of (S,).
       rate: of the codec, or by name, as for `encode`: quality and shape, or num_codebooks.
       kbps: in place of a quality, what the whole file may have: the finest quality that does not exceed it.
       entropy: whether codes are entropy coded where that makes the file smaller.
+      lengths: (B,) samples of each clip of a padded batch.
 
     Raises:
       ValueError: a rate or a clip that cannot be, kbps that cannot be reached.
@@ -64,9 +66,15 @@ def compress(
     if kbps is not None and codec.knob.argument in named:
         raise ValueError(f"kbps and {codec.knob.argument} both set the rate: give one of them.")
     rate = codec.check_rate(rate, named)
+    given = clips.audio_clips(codec, audio, lengths, None)
+    if given.traced:
+        raise ValueError("compress makes bytes, which no jit, vmap or grad can: give it arrays.")
     if kbps is not None:
-        return search(codec, audio, kbps, rate, entropy=entropy)[1]
-    return pack(codec, functions.encode(codec, audio, rate), len(audio), entropy=entropy)
+        made = [search(codec, clip, kbps, rate, entropy=entropy)[1] for clip in given.values]
+    else:
+        codes = functions.encode(codec, given.values, rate)
+        made = [_pack(codec, np.asarray(c), len(x), entropy) for c, x in zip(codes, given.values, strict=True)]
+    return made[0] if given.kind == "clip" else made
 
 
 def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool = True) -> tuple[Any, bytes]:
@@ -78,8 +86,11 @@ def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool 
     return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)
 
 
-def decompress(codec: TrainedCodec, data: bytes, *, max_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """The audio (S,) float32 of a .jxc file's content. Raises `ValueError` as `unpack` does."""
+@method
+def decompress(codec: TrainedCodec, data, *, max_seconds: float = MAX_SECONDS):
+    """The audio (S,) float32 of a .jxc file's content, or a list for a list. Raises `ValueError` as `unpack` does."""
+    if isinstance(data, list | tuple):
+        return [decompress(codec, one, max_seconds=max_seconds) for one in data]
     return np.concatenate([np.zeros(0, np.float32), *decode_file(codec, data, max_seconds=max_seconds).blocks])
 
 
@@ -130,19 +141,32 @@ def _next_index(sizes, index, limit):
     return index + math.floor(math.log(max(limit, 1) / sizes[index]) / min(max(slope, 0.003), 0.05))
 
 
-def pack(codec: TrainedCodec, codes, num_samples: int, *, entropy: bool = True) -> bytes:
-    """The content of a .jxc file (docs/format.md) for one clip.
+@method
+def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True):
+    """The content of a .jxc file (docs/format.md) for one clip, or a list of them for several.
 
     Args:
       codec: the codec that made the codes.
-      codes: (Q', T), the first Q' <= Q codebooks of a clip.
-      num_samples: its exact length; T must be codec.num_frames(num_samples).
+      codes: (Q', T), the first Q' <= Q codebooks of a clip; or a padded batch (B, Q', T) or a list of (Q', T).
+      num_samples: its exact length, or that of each; T must be codec.num_frames(num_samples), of a padded batch at least.
       entropy: whether the codec's probability model is used, where it has one and it makes the file smaller.
 
     Raises:
       ValueError: codes of another shape, or that cannot be.
     """
-    codes = np.asarray(codes)
+    if not isinstance(codes, list | tuple) and np.ndim(codes) == 2:
+        return _pack(codec, clips.to_numpy(codes), num_samples, entropy)
+    given = [clips.to_numpy(clip) for clip in codes]
+    lengths = [int(length) for length in np.atleast_1d(num_samples)]
+    if len(lengths) != len(given):
+        raise ValueError(f"num_samples must be {len(given)} integers, one a clip, got {len(lengths)}.")
+    if not isinstance(codes, list | tuple):
+        given = [clip[:, : codec.num_frames(length)] for clip, length in zip(given, lengths, strict=True)]
+    return [_pack(codec, clip, length, entropy) for clip, length in zip(given, lengths, strict=True)]
+
+
+def _pack(codec, codes, num_samples, entropy=True):
+    """The content of a file for one clip."""
     if codes.ndim != 2 or codes.shape[1] != codec.num_frames(num_samples):
         raise ValueError(
             f"codes have shape {codes.shape}, a clip of {num_samples} samples has (Q, {codec.num_frames(num_samples)})."
@@ -173,14 +197,11 @@ def _fields(codec):
     )
 
 
+@method
 def unpack(
-    codec: TrainedCodec,
-    data: bytes,
-    *,
-    errors: Literal["raise", "report"] = "raise",
-    max_seconds: float = MAX_SECONDS,
-) -> Unpacked:
-    """The codes in the content of a .jxc file.
+    codec: TrainedCodec, data, *, errors: Literal["raise", "report"] = "raise", max_seconds: float = MAX_SECONDS
+):
+    """The codes in the content of a .jxc file, `Unpacked`, or a list for a list.
 
     With errors="report" a damaged block costs its own frames only, which are zero and listed in `damaged`.
 
@@ -189,6 +210,8 @@ def unpack(
       TooLong: it holds more than `max_seconds` of audio.
       bitstream.BitstreamError: it is no such file, or damaged; the subclass says how.
     """
+    if isinstance(data, list | tuple):
+        return [unpack(codec, one, errors=errors, max_seconds=max_seconds) for one in data]
     header = _header(codec, data, max_seconds)
     content = bitstream.unpack(data, codec.entropy, errors=errors)
     impossible = _clear_impossible(codec, content, 0)
@@ -200,6 +223,8 @@ def unpack(
 
 def _header(codec, data, max_seconds):
     """The header of a file that this codec made."""
+    if isinstance(data, str) or hasattr(data, "__fspath__"):
+        raise ValueError(f"{data} is a path, expected the bytes of a file: pathlib.Path({str(data)!r}).read_bytes().")
     header = bitstream.read_header(data)
     if header.fingerprint != codec.fingerprint:
         raise WrongModel(
@@ -259,6 +284,7 @@ def encode_files(codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=Non
         pieces = functions.encode_blocks(codec, _measured(blocks, lengths), rate)
         return np.concatenate([piece.astype(_dtype(codec)) for piece in pieces], axis=1), sum(lengths)
 
+    files = ((key, _Source(key, source, (0.0, None), lambda key, seconds: None)) for key, source in files)
     for key, codes, num_samples, error in _each(codec, files, rate, lambda codes, _: codes, encode_long):
         codes = np.zeros((0, 0), _dtype(codec)) if error else np.asarray(codes, _dtype(codec))
         yield Encoded(key, codes, num_samples, error)
@@ -274,13 +300,22 @@ class Compressed(NamedTuple):
 
 
 def compress_files(
-    codec: TrainedCodec, files: Iterable[tuple[Any, Any]], rate=None, *, kbps: float | None = None, entropy: bool = True
+    codec: TrainedCodec,
+    files: Iterable[tuple[Any, Any]],
+    rate=None,
+    *,
+    kbps: float | None = None,
+    entropy: bool = True,
+    span: tuple[float, float | None] = (0.0, None),
+    progress: Callable[[Any, float], None] = lambda key, seconds: None,
 ) -> Iterator[Compressed]:
     """What `compress` makes of each of `files`, pairs of a key and what `audio.read_blocks` reads, in bounded memory.
 
-    For kbps a recording is read several times.
+    For kbps a recording is read several times. Of each only the seconds of `span`, from and to, are taken. `progress` is
+    told of the keys of long recordings how many seconds are read so far.
     """
     rate = codec.check_rate(rate)
+    files = ((key, _Source(key, source, span, progress)) for key, source in files)
 
     def compress_long(blocks, rate=rate):
         packer = _packer(codec, codec.module.quantizer.num_rows(rate), entropy)
@@ -305,6 +340,27 @@ def compress_files(
             yield Compressed(key, data, num_samples)
 
 
+class _Source(NamedTuple):
+    """A recording of which a part is read, under somebody's eyes."""
+
+    key: Any
+    source: Any
+    span: tuple[float, float | None]
+    progress: Callable[[Any, float], None]
+
+    def blocks(self, sample_rate) -> Iterator[np.ndarray]:
+        """Its blocks (S,)."""
+        blocks = audio_files.read_blocks(self.source, sample_rate, _BLOCK_SECONDS)
+        if self.span != (0.0, None):
+            name = str(getattr(self.source, "name", self.source)).strip("<>")
+            blocks = audio_files.cut(blocks, name, sample_rate, *self.span)
+        position = 0
+        for block in blocks:
+            yield block
+            position += len(block)
+            self.progress(self.key, position / sample_rate)
+
+
 def _compress_to(codec, source, rate, kbps, entropy, compress_long):
     """The content of a .jxc file of at most `kbps` for a recording, and its number of samples."""
     with _repeatable(source, codec.sample_rate) as blocks:
@@ -322,9 +378,9 @@ def _repeatable(source, sample_rate):
     """A function that reads a recording from its beginning; what an open file gives is kept in a temporary one."""
 
     def read():
-        return audio_files.read_blocks(source, sample_rate, _BLOCK_SECONDS)
+        return source.blocks(sample_rate)
 
-    if not hasattr(source, "read"):
+    if not hasattr(source.source, "read"):
         yield read
         return
     with tempfile.TemporaryFile() as file:
@@ -334,26 +390,27 @@ def _repeatable(source, sample_rate):
             for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
                 file.seek(start)
                 yield np.frombuffer(file.read(size), np.float32)
+                source.progress(source.key, (start + size) / 4 / sample_rate)
 
         yield replay
 
 
 def _each(codec, files, rate, of_codes, of_blocks):
-    """(key, result, samples, error) of each recording.
+    """(key, result, samples, error) of each recording, a `_Source`.
 
     The result is what `of_codes` makes of the codes and samples of a short one, or `of_blocks`, with the samples, of the
     blocks of a long one.
     """
-    clips: list[tuple[Any, np.ndarray]] = []
+    short: list[tuple[Any, np.ndarray]] = []
 
     def encode_clips():
-        codes = functions.encode(codec, [clip for _, clip in clips], rate) if clips else []
-        for (key, clip), code in zip(clips, codes, strict=True):
+        codes = functions.encode(codec, [clip for _, clip in short], rate) if short else []
+        for (key, clip), code in zip(short, codes, strict=True):
             yield key, of_codes(np.asarray(code), len(clip)), len(clip), None
-        clips.clear()
+        short.clear()
 
     for key, source in files:
-        blocks = audio_files.read_blocks(source, codec.sample_rate, _BLOCK_SECONDS)
+        blocks = source.blocks(codec.sample_rate)
         try:
             head = list(itertools.islice(blocks, _BATCH_BLOCKS + 1))
             if len(head) > _BATCH_BLOCKS:
@@ -363,8 +420,8 @@ def _each(codec, files, rate, of_codes, of_blocks):
         except ValueError as error:
             yield key, None, 0, error
             continue
-        clips.append((key, np.concatenate(head)))
-        if sum(len(clip) for _, clip in clips) > _BATCH_BLOCKS * _BLOCK_SECONDS * codec.sample_rate:
+        short.append((key, np.concatenate(head)))
+        if sum(len(clip) for _, clip in short) > _BATCH_BLOCKS * _BLOCK_SECONDS * codec.sample_rate:
             yield from encode_clips()
     yield from encode_clips()
 
@@ -416,6 +473,20 @@ def decode_file(
     else:
         blocks = functions.decode_blocks(codec, pieces, header.num_samples)
     return Decoded(_silence(blocks, ranges, codec.hop_length), header.num_samples, seconds)
+
+
+def verify(
+    codec: TrainedCodec, data: bytes, max_seconds: float = MAX_SECONDS
+) -> tuple[float, list[tuple[float, float]]]:
+    """The seconds of audio in the content of a .jxc file, and from and to which second of them it is damaged.
+
+    Every block is decoded to its codes, and none to sound. Raises `ValueError` as `unpack` does where nothing can be
+    decoded: another program's file, another model's, a damaged header, bytes that are missing or too many.
+    """
+    header, damaged = _header(codec, data, max_seconds), []
+    for _ in _unpack_pieces(codec, header, data, "raise", damaged.append):
+        pass
+    return header.seconds, [_seconds(codec, error.start_frame, error.stop_frame) for error in damaged]
 
 
 def _unpack_pieces(codec, header, data, errors, note):

@@ -64,6 +64,7 @@ def write_tokens(
     processes: int = 1,
     shard_index: int = 0,
     num_shards: int = 1,
+    quiet: bool = False,
 ) -> Iterator[Summary]:
     """Writes the shards that are missing, and yields what is in each as soon as it is there.
 
@@ -76,6 +77,7 @@ def write_tokens(
       processes: shards made at the same time on this host.
       shard_index: with `num_shards` hosts, each given its own index, every host makes its share.
       num_shards: hosts that share the work, and `output`.
+      quiet: without a bar, which is on terminals only.
 
     Raises:
       ValueError: no recordings, settings other than those `output` was begun with, options that cannot be.
@@ -102,7 +104,7 @@ def write_tokens(
     mine = range(shard_index, len(shards), num_shards)
     done = {i: summary for i in mine if paths[i].exists() and (summary := _whole(paths[i]))}
     jobs = [(os.fspath(folder), shards[i], os.fspath(paths[i]), settings) for i in mine if i not in done]
-    with tqdm(total=sum(len(shards[i]) for i in mine), unit="file", disable=None, leave=False) as bar:
+    with tqdm(total=sum(len(shards[i]) for i in mine), unit="file", disable=quiet or None, leave=False) as bar:
         for i, summary in done.items():
             bar.update(len(shards[i]))
             yield summary

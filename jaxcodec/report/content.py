@@ -3,7 +3,7 @@
 import importlib.resources
 import json
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -15,7 +15,8 @@ from jaxcodec.inference import files
 NUM_CLIPS = 12
 MAX_SECONDS = 8  # of a clip; the page carries every version of it
 SHOWN = ("snr", "segmental_snr", "pesq_wb", "estoi", "visqol")  # measures beside each version
-MEASURED = ("snr", "segmental_snr", "si_sdr", *SHOWN[2:])  # and in tables and plots
+HEARD = SHOWN[2:]  # those that model the ear
+MEASURED = ("snr", "segmental_snr", "si_sdr", *HEARD)  # and in tables and plots
 ORIGINAL, OURS, OPUS = "original", "jaxcodec", "Opus"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -76,7 +77,9 @@ def cut(clips: Iterable[Clip], sample_rate: int) -> list[Clip]:
     return [clip._replace(audio=clip.audio[: MAX_SECONDS * sample_rate]) for clip in clips]
 
 
-def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence, processes: int = 1) -> Rendered:
+def render(
+    codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence, processes: int = 1, bar: Any = None
+) -> Rendered:
     """The clips through the codec and through Opus, measured.
 
     Args:
@@ -84,13 +87,23 @@ def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence
       clips: at its sample rate.
       rates: of the codec, or `evaluation.AtKbps`.
       processes: workers that share the slow measures.
+      bar: of tqdm, on which every decoded version of a clip is a step and every measured one too; it is told how many.
     """
+
+    def watched(items, total):
+        if bar is not None:
+            bar.total = total * len(clips)
+        for item in items:
+            yield item
+            if bar is not None:
+                bar.update()
+
     here = evaluation.installed()
     missing = [f"{evaluation.MEASURES[key].title}: not installed" for key in MEASURED if key not in here]
     originals = [clip.audio for clip in clips]
     versions = [
         Version(ORIGINAL, "", originals, [2 * len(clip) for clip in originals]),
-        *(_decode(codec, originals, rate) for rate in rates),
+        *(_decode(codec, watched(originals, 2 * len(rates)), rate) for rate in rates),
     ]
     remarks = []
     if reason := opus.unavailable(codec.sample_rate):
@@ -105,7 +118,8 @@ def render(codec: inference.TrainedCodec, clips: Sequence[Clip], rates: Sequence
             version, remark = _through_opus(originals, codec.sample_rate, kbps)
             versions.append(version)
             remarks.append(remark)
-    return Rendered(versions, _measure(clips, versions, codec.sample_rate, processes), missing, remarks)
+    measured = watched(_measure(clips, versions, codec.sample_rate, processes), len(rates) + len(versions) - 1)
+    return Rendered(versions, list(measured), missing, remarks)
 
 
 def _nominal_kbps(codec, rate):
@@ -160,18 +174,16 @@ def _measure(clips, versions, sample_rate, processes):
     coded = versions[1:]
     pairs = ((clip.audio, decoded) for version in coded for clip, decoded in zip(clips, version.audio, strict=True))
     scores = evaluation.score_pairs(pairs, sample_rate, processes, MEASURED)
-    return [
-        dict(
-            system=version.system,
-            setting=version.setting,
-            clip=clip.name,
-            seconds=len(clip.audio) / sample_rate,
-            bytes=version.num_bytes[index],
-        )
-        | next(scores)
-        for version in coded
-        for index, clip in enumerate(clips)
-    ]
+    for version in coded:
+        for index, clip in enumerate(clips):
+            row = dict(
+                system=version.system,
+                setting=version.setting,
+                clip=clip.name,
+                seconds=len(clip.audio) / sample_rate,
+                bytes=version.num_bytes[index],
+            )
+            yield row | next(scores)
 
 
 def read_results(path: epath.PathLike) -> dict:
