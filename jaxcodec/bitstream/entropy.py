@@ -215,6 +215,11 @@ class EntropyModel:
         if num_codebooks > self.num_codebooks:
             raise ValueError(f"{num_codebooks} codebooks, the entropy model has tables for {self.num_codebooks}.")
 
+    def __getstate__(self):
+        return {
+            name: value for name, value in vars(self).items() if name != "_coder_tables"
+        }  # which no process can send
+
     @functools.cached_property
     def _coder_tables(self) -> list[list]:
         """A constriction model for every codebook and state.

@@ -1,5 +1,6 @@
 """A trained codec at work: in arrays (`functions`, `streaming`, computed in `windows`), in bytes and files, on disk."""
 
+from jaxcodec.inference import files as files  # which has methods of codecs, as functions has
 from jaxcodec.inference.functions import (
     decode as decode,
     decode_blocks as decode_blocks,

@@ -14,11 +14,12 @@ from jax import lax
 
 from jaxcodec.inference import clips, windows
 from jaxcodec.inference.clips import Clips
-from jaxcodec.inference.trained import TrainedCodec
+from jaxcodec.inference.trained import TrainedCodec, method
 from jaxcodec.nn import layers
 from jaxcodec.quantizers import interface
 
 
+@method
 def encode(codec: TrainedCodec, audio, rate=None, *, lengths=None, sample_rate: int | None = None, **named):
     """Audio to codes, int32; in [0, codebook_size) of a residual quantizer.
 
@@ -41,6 +42,7 @@ def encode(codec: TrainedCodec, audio, rate=None, *, lengths=None, sample_rate: 
     return _run(_encode_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
 
 
+@method
 def decode(codec: TrainedCodec, codes, lengths=None):
     """Codes to audio, float32 at `codec.sample_rate` Hz, which may exceed [-1, 1].
 
@@ -59,12 +61,14 @@ def decode(codec: TrainedCodec, codes, lengths=None):
     return _decode(_decode_operation(codec), codec, clips.codes_clips(codec, codes, lengths), lengths)
 
 
+@method
 def latents(codec: TrainedCodec, audio, *, lengths=None, sample_rate: int | None = None):
     """Audio as for `encode` to the latents before quantization, float32 (T, D), (B, T, D) or a list of (T, D)."""
     given = clips.audio_clips(codec, audio, lengths, sample_rate)
     return _run(latents_operation(codec), codec, given).restore()
 
 
+@method
 def quantize(codec: TrainedCodec, latents, rate=None, **named):
     """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T); rate as for `encode`."""
     rate = codec.check_rate(rate, named)
@@ -72,16 +76,24 @@ def quantize(codec: TrainedCodec, latents, rate=None, **named):
     return _run(_quantize_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
 
 
+@method
 def dequantize(codec: TrainedCodec, codes):
-    """Codes (Q', T), (B, Q', T) or a list of (Q', T), Q' <= Q, to quantized latents (T, D), (B, T, D) or a list."""
-    return _run(_DEQUANTIZE, codec, clips.codes_clips(codec, codes)).restore()
+    """Codes (Q', T), (B, Q', T) or a list of (Q', T), Q' <= Q, to quantized latents (T, D), (B, T, D) or a list.
+
+    Of codebooks there may be soft codes too, float (Q', T, K), (B, Q', T, K) or a list of (Q', T, K): weights of the K
+    entries, such as probabilities or a one-hot code with a gradient, of which weighted sums are taken. Differentiable.
+    """
+    given = (clips.soft_clips if clips.are_soft(codes) else clips.codes_clips)(codec, codes)
+    return _run(_DEQUANTIZE, codec, given).restore()
 
 
+@method
 def synthesize(codec: TrainedCodec, latents, lengths=None):
     """Quantized latents (T, D), (B, T, D) or a list of (T, D) to audio; `lengths` and result as for `decode`."""
     return _decode(_synthesize_operation(codec), codec, clips.latents_clips(codec, latents, lengths), lengths)
 
 
+@method
 def reconstruct(codec: TrainedCodec, audio, rate=None, *, lengths=None, **named):
     """Audio (S,) or (B, S) through the codec and back, differentiable in `codec` and `audio`.
 

@@ -1,7 +1,8 @@
 """A trained codec as a pytree: weights, what the quantizer keeps, and what they mean."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import flax.struct
 import flax.traverse_util
@@ -11,15 +12,42 @@ import numpy as np
 from jaxcodec import quantizers, recipe
 from jaxcodec.codec import Codec
 
+_Function = TypeVar("_Function", bound=Callable)
+
 
 class TrainedCodec(flax.struct.PyTreeNode):
-    """Weights and quantizer of a codec, with what they mean. Made by `jaxcodec.load`."""
+    """Weights and quantizer of a codec, with what they mean. Made by `jaxcodec.load`.
+
+    The functions that take one as their first argument are its methods too: `codec.encode(audio)`.
+    """
+
+    encode: ClassVar[Any]  # this and the next are set by `method`, in the modules of the functions
+    decode: ClassVar[Any]
+    latents: ClassVar[Any]
+    quantize: ClassVar[Any]
+    dequantize: ClassVar[Any]
+    synthesize: ClassVar[Any]
+    reconstruct: ClassVar[Any]
+    compress: ClassVar[Any]
+    decompress: ClassVar[Any]
+    pack: ClassVar[Any]
+    unpack: ClassVar[Any]
 
     params: dict
     constants: dict[str, jax.Array]  # of the quantizer: the centroids (Q, K, D) of codebooks
     module: Codec = flax.struct.field(pytree_node=False)
     config: Any = flax.struct.field(pytree_node=False)  # sections model and fixes of the recipe, frozen
     entropy: Any = flax.struct.field(pytree_node=False, default=None)  # probability model of the entropy coder, or None
+
+    def __repr__(self):
+        model, leaves = self.config.model, jax.tree.leaves((self.params, self.constants))
+        concrete = all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
+        name = (
+            self.fingerprint.hex() if concrete and not any(isinstance(x, jax.core.Tracer) for x in leaves) else "traced"
+        )
+        bits = self.bits_per_second
+        rate = "any rate" if bits is None else f"{bits / 1000:g} kbit/s"
+        return f"TrainedCodec({name}, {model.architecture}, {model.quantizer}, {self.sample_rate} Hz, {rate})"
 
     @property
     def sample_rate(self) -> int:
@@ -100,10 +128,15 @@ class TrainedCodec(flax.struct.PyTreeNode):
         """The rate that is meant: given, or `named` as the arguments of the knobs, or the quantizer's own for None.
 
         Raises:
-          ValueError: a rate that this codec has not.
+          ValueError: a rate that this codec has not, or one that is traced.
           TypeError: another argument than its knobs'.
         """
         named, knobs = dict(named or {}), quantizers.kind_of(self.config.model).knobs
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((rate, named))):
+            names = " or ".join(knob.argument for knob in knobs)
+            raise ValueError(
+                f"a traced {names}: give a Python number, under jit by static_argnames or functools.partial."
+            )
         rate = named.pop(knobs[0].argument, rate)
         if len(knobs) == 2 and knobs[1].argument in named:
             second = named.pop(knobs[1].argument)
@@ -112,3 +145,9 @@ class TrainedCodec(flax.struct.PyTreeNode):
             expected = " and ".join(knob.argument for knob in knobs)
             raise TypeError(f"unexpected {', '.join(named)}: the rate of this codec is set by {expected}.")
         return self.module.quantizer.check_rate(rate)
+
+
+def method(function: _Function) -> _Function:
+    """Makes a function whose first argument is a codec a method of codecs too."""
+    setattr(TrainedCodec, function.__name__, function)
+    return function

@@ -105,13 +105,19 @@ def _pick(values, origins):
 
 
 def dequantize(codes: jax.Array, centroids: jax.Array) -> jax.Array:
-    """Codes (B, Q', T) of the first Q' <= Q codebooks to quantized latents (B, T, D)."""
+    """Codes (B, Q', T) of the first Q' <= Q codebooks to quantized latents (B, T, D).
+
+    Soft codes (B, Q', T, K) are a weight for each centroid, whose weighted sums are taken.
+    """
     num_codebooks = codes.shape[1]
     if num_codebooks > centroids.shape[0]:
         raise ValueError(f"codes hold {num_codebooks} codebooks, the quantizer has {centroids.shape[0]}.")
-    nothing = jnp.zeros((codes.shape[0], *codes.shape[2:], centroids.shape[-1]))
+    nothing = jnp.zeros((codes.shape[0], codes.shape[2], centroids.shape[-1]))
     # In order, so that decoding codes repeats encoding's additions exactly.
     chosen = centroids[:num_codebooks], jnp.moveaxis(codes, 1, 0)
+    if jnp.issubdtype(codes.dtype, jnp.floating):
+        mix = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        return lax.scan(lambda total, stage: (total + mix(stage[1], stage[0]), None), nothing, chosen)[0]
     return lax.scan(lambda total, stage: (total + stage[0][stage[1]], None), nothing, chosen)[0]
 
 
