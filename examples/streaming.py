@@ -5,6 +5,7 @@ python examples/streaming.py speech.wav decoded.wav --chunk_ms 40
 
 import argparse
 import pathlib
+import tempfile
 import time
 
 import jax
@@ -16,7 +17,8 @@ from jaxcodec import audio
 SAMPLE = pathlib.Path(jaxcodec.__file__).parent / "datasets/sample/validation/piper-joe/te_064.flac"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("recording", nargs="?", default=SAMPLE, help="default: a bundled one")
-parser.add_argument("decoded", nargs="?", default="decoded.wav", help="file to write")
+decoded_file = pathlib.Path(tempfile.gettempdir()) / "decoded.wav"
+parser.add_argument("decoded", nargs="?", default=decoded_file, help=f"file to write, default: {decoded_file}")
 parser.add_argument("--chunk_ms", type=float, default=40)
 parser.add_argument("--model", help="a codec to use in place of the bundled one")
 flags = parser.parse_args()

@@ -412,3 +412,28 @@ def test_remote_shards_are_copied_once_to_a_local_folder(tmp_path, monkeypatch):
     assert data.prepared._local_copy(remote, str(cache)) == copy and len(list(copy.iterdir())) == 2
     (remote / "dataset_info.json").write_text("prepared anew")
     assert data.prepared._local_copy(remote, str(cache)) != copy
+
+
+def test_of_two_processes_that_copy_shards_at_once_both_have_a_copy(tmp_path, monkeypatch):
+    remote, cache = data.prepared.epath.Path(tmp_path / "remote"), tmp_path / "cache"
+    remote.mkdir()
+    for name in ("dataset_info.json", "train.array_record"):
+        (remote / name).write_bytes(name.encode())
+    monkeypatch.setattr(data.prepared, "_is_remote", lambda path: True)
+    rename, first = type(remote).rename, []
+
+    def rename_after_another(partial, target):
+        if not first:
+            first.append(target)
+            with monkeypatch.context() as patch:
+                patch.setattr("os.getpid", lambda: 1)
+                assert data.prepared._local_copy(remote, str(cache)) == target
+        return rename(partial, target)
+
+    monkeypatch.setattr(type(remote), "rename", rename_after_another)
+    copy = data.prepared._local_copy(remote, str(cache))
+    assert first == [copy] and sorted(path.name for path in copy.iterdir()) == [
+        "dataset_info.json",
+        "train.array_record",
+    ]
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from configs import tiny
 from jaxcodec import audio
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -73,7 +72,7 @@ def test_the_examples_of_the_api_page_run(folder, index):
 
 def test_the_example_of_the_data_page_runs():
     (block,) = blocks("docs/data.md", "batches")
-    names = {"config": tiny.get_config()}
+    names = {}
     exec(block, names)
     assert names["batch"]["audio"].shape == (1, 64, 16000)
 

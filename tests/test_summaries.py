@@ -137,3 +137,23 @@ def test_every_epoch_shows_pictures_and_sounds_and_the_reference_sounds_once(tmp
         ("add_scalar", "train/output_scale"),
     ):
         assert told.count(each) == 2
+
+
+def test_points_within_an_epoch_have_the_pace_and_what_is_left_of_the_run():
+    pace, shown = summaries.Pace(total_steps=1000, seconds_per_step=32.0), []
+    pace.show = lambda number, values: shown.append((number, values))
+    pace.add(10, 10, 20.0, 3.0)  # compiles
+    assert pace.left(10) == "0:33:00 left"
+    for number in range(20, 110, 10):
+        pace.add(number, 10, 5.0, 1.0)
+    assert [number for number, _ in shown] == [50, 100]
+    assert shown[0][1] == {"loss": 1.4, "steps_per_second": 1.25, "audio_seconds_per_second": 40.0}
+    assert shown[1][1] == {"loss": 1.0, "steps_per_second": 2.0, "audio_seconds_per_second": 64.0}
+    assert pace.left(100) == "0:07:30 left"
+
+
+def test_steps_go_to_curves_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Recorder)
+    writer = summaries.SummaryWriter(str(tmp_path), tiny.get_config())
+    writer.steps(50, {"learning_rate": 1e-3, "steps_per_second": 2.0})
+    assert writer._events.told[-2:] == [("add_scalar", "steps/learning_rate"), ("add_scalar", "steps/steps_per_second")]

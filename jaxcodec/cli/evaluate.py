@@ -7,7 +7,7 @@ import json
 import jaxcodec
 from jaxcodec import atomic
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import UsageError, check_output, find_clips, read_clips, tell
+from jaxcodec.cli.jobs import UsageError, check_output, count, find_clips, read_clips, tell
 
 
 def add_arguments(parser):
@@ -56,7 +56,7 @@ def run(arguments):
     measured_clips = len({row["clip"] for row in rows})
     for key in evaluation.installed():
         if without := len({row["clip"] for row in rows if row[key] is None}):
-            tell(f"{key} is the mean without {without} of {measured_clips} clips: too short or silent")
+            tell(f"{key} is the mean without {without} of {count(measured_clips, 'clip')}: too short or silent")
     by = tuple(evaluation.columns(codec, rates[0]))
     report = _evaluation(codec, rows, code_counts, arguments.group, by)
     report |= dict(command=arguments.command, failed=failures + unreached)
@@ -97,7 +97,7 @@ def _format_evaluation(report, by):
     )
     text = [
         f"jaxcodec {report['version']}, model {report['model']} ({model['architecture']}, {codes} "
-        f"at {report['frame_rate']:g} frames/s), {len(clips)} clips, "
+        f"at {report['frame_rate']:g} frames/s), {count(len(clips), 'clip')}, "
         f"{sum(clip['seconds'] for clip in clips):.1f} s, {report['date']}",
         evaluation.format_table(report["points"], by),
     ]

@@ -168,7 +168,12 @@ def _local_copy(folder: epath.Path, prepared_dir: str) -> epath.Path:
         for path in folder.iterdir():
             logging.info("copying %s to %s", path, copy)
             path.copy(partial / path.name, overwrite=True)
-        partial.rename(copy)
+        try:
+            partial.rename(copy)
+        except OSError:
+            if not copy.exists():
+                raise
+            partial.rmtree()  # another process of this host was first
     return copy
 
 

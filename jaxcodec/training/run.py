@@ -79,6 +79,7 @@ class Run:
         )
         self.total_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = step.make_optimizer(config.optimizer, self.total_steps)
+        self.pace = summaries.Pace(self.total_steps, self.crop_samples * config.batch_size / config.model.sample_rate)
         shared = dict(model=model, config=config, axis_name=AXIS)
         update = functools.partial(step.train_step, optimizer=self.optimizer, **shared)
         self.train_step = jax.pmap(update, AXIS, in_axes=(0, 0, None), donate_argnums=0)
@@ -106,6 +107,10 @@ class Run:
             logging.info("This run is complete at step %d: a larger --num_epochs trains on.", done)
         first_unseen = done + progress.reported  # what a killed process wrote of later steps is told again
         writer = summaries.SummaryWriter(log_dir, self.config, first_unseen) if jax.process_index() == 0 else None
+        rate = step.learning_rate(self.config.optimizer, self.total_steps)
+        self.pace.show = lambda number, values: (
+            writer and writer.steps(number, values | {"learning_rate": rate(number)})
+        )
         state, summary = replicate(state), {}
         batches = self.train_batches(done)
         try:
@@ -125,6 +130,9 @@ class Run:
             batches.close()
             if writer is not None:
                 writer.close()
+        if self.model.quantizer.codebook_size is not None:
+            run = os.path.dirname(log_dir)
+            logging.info(summaries.ENTROPY_HINT, run)
         return summary
 
     def done(self, epoch):
@@ -227,7 +235,9 @@ class Run:
                 if not self.stop.look() and len(pending) < LOG_EVERY and done < last and not by_steps:
                     continue
                 progress = self.told(progress, pending, done, started)
-                bar.set_postfix(loss=f"{first_replica(logs['loss']):.4f}", refresh=False)
+                loss = float(first_replica(logs["loss"]))
+                self.pace.add(done, len(pending), time.monotonic() - started, loss)
+                bar.set_postfix(loss=f"{loss:.4f}", whole_run=self.pace.left(done), refresh=False)
                 bar.update(len(pending))
                 pending, started = [], time.monotonic()
                 if done < last and not self.stop.signum and (by_steps or self.is_due(started - saved)):

@@ -33,18 +33,22 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_optimizer(optimizer, total_steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clipping, linear warm-up and cosine decay, from the section `optimizer` of a config."""
+    schedule = learning_rate(optimizer, total_steps)
+    decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+    adamw = optax.adamw(schedule, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
+
+
+def learning_rate(optimizer, total_steps: int) -> optax.Schedule:
+    """The learning rate of each step, from the section `optimizer` of a config."""
     warmup_steps = min(optimizer.warmup_steps, total_steps // 2)
     peak = optimizer.learning_rate
     first, last = 0.0 if warmup_steps else peak, peak * optimizer.final_fraction
     if optimizer.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, total_steps, last)
-    elif optimizer.schedule == "constant":
-        schedule = optax.linear_schedule(first, peak, warmup_steps)
-    else:
-        raise ValueError(f'optimizer.schedule is "{optimizer.schedule}", expected "cosine" or "constant".')
-    decayed = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
-    adamw = optax.adamw(schedule, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
+        return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, total_steps, last)
+    if optimizer.schedule == "constant":
+        return optax.linear_schedule(first, peak, warmup_steps)
+    raise ValueError(f'optimizer.schedule is "{optimizer.schedule}", expected "cosine" or "constant".')
 
 
 def init_state(

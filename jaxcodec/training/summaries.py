@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
@@ -11,6 +12,11 @@ from jaxcodec.nn import metrics
 from jaxcodec.training import pictures
 
 COMMON_KBPS = 8.0  # at which variable rates are compared
+POINTS_EVERY = 50  # steps, of the curves within an epoch
+ENTROPY_HINT = (
+    "Its files are smaller with tables for the entropy coder, fitted to recordings: "
+    "jaxcodec export %s -o model.safetensors --entropy_data RECORDINGS."
+)
 
 
 def summarize_pass(sums: dict, best_rate) -> dict:
@@ -93,7 +99,7 @@ def format_report(
     losses = ("loss", *shares)
     lines = [
         f"epoch {epoch} of {num_epochs}   step {step}   {_clock(seconds)} of training   "
-        f"{summary['clips']} validation clips",
+        f"{summary['clips']} validation {'clip' if summary['clips'] == 1 else 'clips'}",
         *_table(
             [knob, *rates],
             *[["kbit/s", *kbps]] * any(kbps),
@@ -143,6 +149,34 @@ def _table(*rows):
 
 def _clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+class Pace:
+    """How fast a run is: what is left of it, and points of the curves every `POINTS_EVERY` steps."""
+
+    def __init__(self, total_steps: int, seconds_per_step: float):
+        """`seconds_per_step`: of audio, over all devices."""
+        self._total, self._audio = total_steps, seconds_per_step
+        self._steps, self._seconds, self._losses = 0, 0.0, []
+        self._step_seconds: float | None = None
+        self.show: Callable[[int, dict], object] = lambda number, values: None
+
+    def add(self, number: int, steps: int, seconds: float, loss: float) -> None:
+        """Up to step `number` so many `steps` took so many `seconds`; shows what has come together."""
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self._losses.append(loss)
+        if self._step_seconds is None or self._steps >= POINTS_EVERY:
+            self._step_seconds = self._seconds / self._steps
+        if self._steps < POINTS_EVERY:
+            return
+        rate = self._steps / max(self._seconds, 1e-9)
+        values = {"loss": float(np.mean(self._losses)), "steps_per_second": rate}
+        self.show(number, values | {"audio_seconds_per_second": rate * self._audio})
+        self._steps, self._seconds, self._losses = 0, 0.0, []
+
+    def left(self, number: int) -> str:
+        """How long the steps after `number` will take at this pace, without evaluation."""
+        return _clock((self._total - number) * (self._step_seconds or 0.0)) + " left"
 
 
 class SummaryWriter:
@@ -197,6 +231,14 @@ class SummaryWriter:
         if "code_counts" in summary:
             picture = pictures.code_counts(summary["code_counts"])
             self._events.add_image("codebooks/code_counts", picture, step, dataformats="HWC")
+
+    def steps(self, step: int, values: dict) -> None:
+        """Writes a point of the curves within an epoch, under `steps/`."""
+        values = {f"steps/{name}": float(value) for name, value in values.items()}
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def pair(self, step: int, name: str, reference: np.ndarray, decoded: np.ndarray, sample_rate: int) -> None:
         """Writes a reference and what it decoded to, audio (S,), as sound and as a picture of spectrograms and error.
