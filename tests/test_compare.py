@@ -21,7 +21,9 @@ def test_a_variant_is_trained_measured_and_tabulated(tmp_path, monkeypatch, caps
     monkeypatch.setattr(compare.evaluation, "score_pairs", scored)
     variant = f"small@configs/tiny.py:data.prepared_dir={tmp_path}/prepared,model.width=16,data.backend=numpy"
     command = ["compare.py", "--minutes", "0.0001", "--reports", "2", "--variants", variant]
-    monkeypatch.setattr(sys, "argv", [*command, "--data_dir", f"{tmp_path}/speech", "--output", f"{tmp_path}/rows.json"])
+    monkeypatch.setattr(
+        sys, "argv", [*command, "--data_dir", f"{tmp_path}/speech", "--output", f"{tmp_path}/rows.json"]
+    )
     compare.main()
     first, last = json.loads((tmp_path / "rows.json").read_text())
     assert (first["variant"], first["step"], last["step"]) == ("small", 1, 2)
