@@ -18,7 +18,7 @@ import threading
 
 import jaxcodec
 from jaxcodec.cli import decode, encode, evaluate, export, info, jobs, report, tokens, truncate, verify
-from jaxcodec.cli.jobs import AllRefused, UsageError, explain, tell
+from jaxcodec.cli.jobs import NothingToDo, UsageError, explain, tell
 
 DESCRIPTION = "A neural speech codec: 16 kHz speech to 8 kbit/s and back."
 COMMANDS = {
@@ -48,8 +48,8 @@ def main(argv=None) -> int:
             code = arguments.run(arguments)
             sys.stdout.flush()
             return code
-        except AllRefused:
-            return 1
+        except NothingToDo as nothing:
+            return nothing.code
         except UsageError as error:
             return _stop(error, 2)
         except BrokenPipeError:

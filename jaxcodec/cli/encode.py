@@ -1,5 +1,6 @@
 """Recordings to .jxc files."""
 
+import functools
 import os
 
 from jaxcodec.cli import arguments as options
@@ -28,9 +29,10 @@ def run(arguments):
     with Jobs(arguments, "encoded", find_recordings, ".jxc", (".jxc",)) as jobs:
         codec = options.load(arguments)
         within = Within()
+        length = functools.cache(functools.partial(_length, audio, start, end))
 
         def progress(job, seconds):
-            within(job, job.source, seconds, _length(audio, job.source, start, end))
+            within(job, job.source, seconds, length(job.source))
 
         sources = ((job, recording(job.source)) for job in jobs)
         settings = dict(kbps=arguments.kbps, entropy=not arguments.no_entropy, span=(start, end), progress=progress)
@@ -48,7 +50,7 @@ def run(arguments):
     return int(bool(jobs.failed))
 
 
-def _length(audio, source, start, end):
+def _length(audio, start, end, source):
     """Seconds to encode, where that is known."""
     whole = None if source == STREAM or not os.path.isfile(source) else audio.duration(source)
     return None if whole is None else min(whole, whole if end is None else end) - start

@@ -51,8 +51,12 @@ class Job(NamedTuple):
     target: str
 
 
-class AllRefused(Exception):
-    """No input of a command may be done; each has been named."""
+class NothingToDo(Exception):
+    """No input of a command is to be done; those that failed have been named."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
 
 
 class Jobs:
@@ -86,8 +90,7 @@ class Jobs:
             atomic.check_writable(os.path.join(folder, "file"))
         if self.planned and not self.open:
             self.__exit__(None)
-            if self.failed:
-                raise AllRefused
+            raise NothingToDo(int(bool(self.failed)))
         return self
 
     def _problem(self, job, targets, identities):
