@@ -94,7 +94,7 @@ def parse_variant(text):
     spec = importlib.util.spec_from_file_location("recipe", path or "configs/telugu.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    config = recipe.get_config()
+    config = recipe.get_config().lock()  # a misspelt override is refused
     for override in filter(None, re.split(r",(?=[a-z_.]+=)", overrides)):
         key, _, value = override.partition("=")
         with contextlib.suppress(SyntaxError, ValueError):  # otherwise a plain word

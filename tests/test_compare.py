@@ -35,5 +35,5 @@ def test_a_variant_is_trained_measured_and_tabulated(tmp_path, monkeypatch, caps
 def test_a_variant_is_a_recipe_with_overrides():
     name, config = compare.parse_variant("x@configs/tiny.py:model.width=24,loss.error_weighting=band")
     assert (name, config.model.width, config.loss.error_weighting) == ("x", 24, "band")
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="wdth"):
         compare.parse_variant("x@configs/tiny.py:model.wdth=24")
