@@ -9,22 +9,11 @@ os.environ["NPROC"] = "32"
 
 import jax
 import pytest
-from absl import logging
 
 from tests import support
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling, and this halves it
-
-
-LOG = logging.get_absl_logger()
-LEVEL = LOG.level
-
-
-@pytest.fixture(autouse=True)
-def heard_warnings():
-    """Warnings are heard whatever ran before: the command line switches those below errors off, for its process."""
-    LOG.setLevel(LEVEL)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -129,12 +129,12 @@ def test_the_picker_has_the_clips_in_their_order_by_speaker(codec):
 def test_figures_are_those_of_the_bytes_and_of_score(page, clips, rendered):
     version = rendered.versions[2]
     assert version.label == "jaxcodec \N{MULTIPLICATION SIGN} 4"
-    rows = [part for part in page.split("<tr>") if version.label in part]
+    rows = [part for part in page.split("<tr>")[1:] if version.label in part]
     for clip, decoded, num_bytes, row in zip(clips, version.audio, version.num_bytes, rows[:2], strict=True):
         expected = evaluation.score(clip.audio, decoded, 16000, ["snr"])["snr"]
         rate = 8e-3 * num_bytes / (len(clip.audio) / 16000)
-        cells = re.findall(r"<td>([-\d.]+)", row)[:2]
-        assert [float(cell) for cell in cells] == pytest.approx([rate, expected], abs=0.05)
+        cells = re.findall(r"<td>([-\d.]+)", row)[:3]
+        assert [float(cell) for cell in cells] == pytest.approx([rate, rate, expected], abs=0.05)
 
 
 def test_the_page_says_what_it_is_made_of(page, codec):
@@ -252,7 +252,7 @@ def test_the_command_writes_one_page_and_replaces_it_only_when_forced(
     page = (tmp_path / "out/index.html").read_text()
     assert "jaxcodec report out --clips speech.wav" in page and "tiny.safetensors" in page
     assert "8.0 s, each cut at 8 s" in page
-    assert "1 clips in" in capsys.readouterr().err
+    assert "1 clip in" in capsys.readouterr().err
     assert cli.main(command) != 0
     assert "out/index.html" in capsys.readouterr().err
     assert cli.main([*command, "--force"]) == 0
@@ -307,3 +307,27 @@ def test_what_a_user_can_mend_is_said_in_one_line(codec, tmp_path, tmp_path_fact
         told = capsys.readouterr().err
         assert "Traceback" not in told and arguments[1].split(".")[0] in told
     assert not (tmp_path / "out/index.html").exists()
+
+
+def test_without_the_measures_of_the_ear_the_page_says_what_it_leaves_out(codec, clips, rendered, page, monkeypatch):
+    told = "These figures leave out the ear: {} not measured"
+    here = set(evaluation.installed())
+    missing = [evaluation.MEASURES[key].title for key in content.HEARD if key not in here]
+    assert bool(missing) == (told.split(":")[0] in page)
+    monkeypatch.setattr(evaluation, "installed", lambda: {"snr": evaluation.MEASURES["snr"]})
+    deaf = compose(codec, clips, rendered)
+    assert deaf.count(told.format("PESQ-WB, ESTOI, ViSQOL are")) == 2 and "jaxcodec[metrics]" in deaf
+
+
+def test_rates_of_files_and_of_what_is_in_their_containers_stand_apart(codec, clips, rendered, page):
+    peer = rendered.versions[-1]
+    assert peer.system == content.OPUS
+    kbps = [8e-3 * sum(sizes) / (14000 / 16000) for sizes in (peer.num_bytes, peer.payload_bytes)]
+    row = re.search(rf"<th scope=\"row\">Opus, {peer.setting}</th><td>(\S+)</td><td>(\S+)</td>", page)
+    for shown, expected in zip(row.groups(), kbps, strict=True):
+        assert float(shown) == pytest.approx(expected, rel=0.01)
+    assert kbps[1] < kbps[0]
+
+
+def test_the_scale_of_a_chart_is_named_whole(page):
+    assert ">SNR, dB</text>" in page and ">kbit/s of whole files</text>" in page

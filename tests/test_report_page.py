@@ -292,16 +292,24 @@ def test_the_score_counts_right_and_wrong_answers(visit):
     start_trials(page, 0)
     verdict, score = page.locator("#verdict"), page.locator("#score")
     assert score.inner_text() == "No trials yet."
+    assert page.get_by_role("button", name="X is A").is_disabled()  # until something was heard
+    page.keyboard.press("1")
+    assert verdict.inner_text() == "Play it first." and score.inner_text() == "No trials yet."
+    page.keyboard.press(" ")
     page.get_by_role("button", name="X is A").click()
     assert verdict.inner_text() == "Right: X was A, Original."
     assert score.inner_text() == "1 of 1 right, p = 0.50"
     page.wait_for_selector(READY)
+    page.keyboard.press(" ")
     page.get_by_role("button", name="X is B").click()
     assert verdict.inner_text() == "Wrong: X was A, Original."
     assert score.inner_text() == "1 of 2 right, p = 0.75"
     page.evaluate("window.draw = 0xffffffff")
+    page.wait_for_selector(READY)
+    page.keyboard.press(" ")
     page.keyboard.press("1")  # X was drawn before
     page.wait_for_selector(READY)
+    page.keyboard.press(" ")
     page.keyboard.press("2")
     assert verdict.inner_text() == "Right: X was B, Opus 6."
     assert score.inner_text() == f"3 of 4 right, p = {(math.comb(4, 3) + 1) / 16:.2f}"
@@ -340,7 +348,7 @@ def test_everything_is_reached_by_the_tab_key_and_the_focus_is_seen(visit):
             page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText.split('\\n')[0]")
         )
         outlines.append(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
-    wanted = ["To the player", "first", "Play", "Loop", "Position", "Original", "jaxcodec 4", "Keys", "Start"]
+    wanted = ["To the player", "first", "Play", "Loop", "Original", "jaxcodec 4", "Position", "Keys", "Start"]
     places = [reached.index(name) for name in wanted]
     assert places == sorted(places)
     assert set(outlines[: places[-1]]) == {"solid"}
@@ -354,6 +362,30 @@ def test_a_button_with_the_focus_keeps_its_space_bar(visit):
     assert pressed(page) == "jaxcodec 4" and page.locator(".playing").count() == 0
     page.keyboard.press(" ")  # pressed already: now it plays
     page.wait_for_selector("#player.playing")
+
+
+def test_versions_are_chosen_without_scrolling_and_a_row_of_the_table_chooses_too(visit):
+    page = visit(width=1280, height=900)
+    boxes = [button.bounding_box() for button in page.locator("#player .version").all()]
+    assert len(boxes) == 4 and max(box["y"] + box["height"] for box in boxes) < 900
+    page.get_by_role("row", name="Opus 6").first.click()
+    assert pressed(page) == "Opus 6"
+    waveform = page.locator("#player .wave").bounding_box()
+    for caption in page.locator("#player .caption").all():  # none stands on the picture
+        box = caption.bounding_box()
+        assert box["y"] + box["height"] <= waveform["y"] + 1 or box["y"] >= waveform["y"] + waveform["height"] - 1
+
+
+def test_a_table_that_goes_on_says_so(visit):
+    hints = ".hint:not([hidden])"
+    assert visit(width=1280, height=900).locator(hints).count() == 0
+    page = visit(width=320, height=740)
+    page.wait_for_selector(hints)
+    table = page.locator(".versions .scroll:visible")
+    assert table.evaluate("(e) => e.scrollWidth > e.clientWidth")
+    table.evaluate("(e) => e.scrollLeft = 100")
+    first = page.get_by_role("rowheader", name="Opus 6").first.bounding_box()
+    assert first["x"] >= 0  # the names stay
 
 
 @pytest.mark.parametrize("width", [360, 320])

@@ -216,9 +216,8 @@ class EntropyModel:
             raise ValueError(f"{num_codebooks} codebooks, the entropy model has tables for {self.num_codebooks}.")
 
     def __getstate__(self):
-        return {
-            name: value for name, value in vars(self).items() if name != "_coder_tables"
-        }  # which no process can send
+        # Without what no other process can be sent.
+        return {name: value for name, value in vars(self).items() if name != "_coder_tables"}
 
     @functools.cached_property
     def _coder_tables(self) -> list[list]:

@@ -37,7 +37,7 @@ def line_chart(
 class Chart:
     """Curves, ticks in units of the data, and where they lie in the picture, in CSS pixels on a phone."""
 
-    width, height, left, top, bottom = 360, 250, 40, 12, 214
+    width, height, left, top, bottom = 360, 262, 40, 26, 226
 
     def __init__(self, title, name, curves, x_label, y_label, bound):
         self.title, self.name, self.curves, self.x_label, self.y_label = title, name, curves, x_label, y_label

@@ -54,6 +54,7 @@ def compose(
         best=max(index for index, version in enumerate(rendered.versions) if version.system == content.OURS),
         measures=_titles(key for key in content.SHOWN if key in evaluation.installed()),
         figures=_figures(page.results, rendered),
+        unheard_measures=[evaluation.MEASURES[key].title for key in content.HEARD if key not in evaluation.installed()],
         facts=_facts(page, codec, clips, rendered),
     )
 
@@ -126,9 +127,13 @@ def _flac(clip, sample_rate):
 
 def _figures(results, rendered):
     """The table and the charts of a benchmark's results, or else of the page's own clips."""
-    over = "the clips of this page"
+    over, payload = "the clips of this page", {}
     if results is None:
         results = dict(points=evaluation.summarize(rendered.rows, by=("system", "setting")))
+        seconds = sum(row["seconds"] for row in rendered.rows) / max(1, len(rendered.versions) - 1)
+        for version in rendered.versions[1:]:
+            sizes = version.payload_bytes or version.num_bytes
+            payload[version.system, version.setting] = 8e-3 * sum(sizes) / seconds
     else:
         over = f"{len(results.get('clips', []))} clips"
     points = results["points"]
@@ -137,6 +142,7 @@ def _figures(results, rendered):
         provenance=[f"{name} {results[key]}" for key, name in _PROVENANCE.items() if results.get(key)],
         missing=results.get("missing", {}),
         points=points,
+        payload=payload,
         measures=_titles(key for key in content.MEASURED if any(point.get(key) is not None for point in points)),
         charts=_rate_charts(points, results.get("bound", [])),
     )
@@ -156,7 +162,7 @@ def _rate_charts(points, bound):
         ]
         limit = [(point["kbps"], point["snr"]) for point in bound] if key == "snr" else []
         drawn.append(
-            charts.line_chart(measure.title, curves, x_label="kbit/s, measured", y_label=measure.unit, bound=limit)
+            charts.line_chart(measure.title, curves, x_label="kbit/s of whole files", y_label=measure.unit, bound=limit)
         )
     return list(filter(None, drawn))
 

@@ -116,6 +116,7 @@
       };
       this.voices = voices;
       this.master = master;
+      this.started?.();
       this.mark();
       this.follow();
     }
@@ -277,6 +278,7 @@
   const player = new Deck(byId("player"));
   const picker = [...document.querySelectorAll(".picker button")];
   const tables = [...document.querySelectorAll(".versions > div")];
+  const choices = [...document.querySelectorAll(".choices .version")];
   const gallery = player.root.querySelector(".gallery");
   let clip = 0;
   let pictures = []; // of the clip: [{spectrogram, error} of each version], made when first seen
@@ -336,11 +338,9 @@
     if (version >= facts.versions.length) return;
     player.select(version);
     player.root.querySelector(".now-version").textContent = facts.versions[version];
+    choices.forEach((button, index) => button.setAttribute("aria-pressed", String(index === version)));
     for (const table of tables) {
-      table.querySelectorAll(".version").forEach((button, index) => {
-        button.setAttribute("aria-pressed", String(index === version));
-        button.closest("tr").classList.toggle("chosen", index === version);
-      });
+      table.querySelectorAll("tbody tr").forEach((row, index) => row.classList.toggle("chosen", index === version));
     }
     draw();
   }
@@ -367,9 +367,14 @@
   }
 
   picker.forEach((button, index) => button.addEventListener("click", () => openClip(index)));
-  for (const table of tables) {
-    table.querySelectorAll(".version").forEach((button, index) => button.addEventListener("click", () => selectVersion(index)));
+  choices.forEach((button, index) => button.addEventListener("click", () => selectVersion(index)));
+  for (const table of tables) { // its rows too, for the mouse; keys and readers have the buttons
+    table.querySelectorAll("tbody tr").forEach((row, index) => row.addEventListener("click", () => selectVersion(index)));
   }
+  const wide = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.nextElementSibling.hidden = target.scrollWidth <= target.clientWidth + 1;
+  });
+  for (const table of document.querySelectorAll(".scroll")) wide.observe(table);
   gallery.addEventListener("toggle", drawGallery);
 
   // The blind test: tracks A, B and X. Which of the two X is stays in `truth` until the answer.
@@ -378,7 +383,8 @@
   const hear = [...abx.root.querySelectorAll(".version")];
   const trial = abx.root.querySelector(".trial");
   const setup = [byId("choose-a"), byId("choose-b"), byId("choose-clip"), byId("abx-start")];
-  let truth = null, right = 0, trials = 0;
+  const answers = [byId("answer-a"), byId("answer-b")];
+  let truth = null, played = false, right = 0, trials = 0;
 
   function draws(count) { // an integer below count
     const word = new Uint32Array(1);
@@ -401,8 +407,15 @@
     hear.forEach((button, index) => button.setAttribute("aria-pressed", String(index === track)));
   }
 
+  function setPlayed(value) { // an answer is for what was heard
+    played = value;
+    for (const button of answers) button.disabled = !value;
+  }
+  abx.started = () => setPlayed(true);
+
   async function beginTrial() {
     trial.setAttribute("aria-busy", "true");
+    setPlayed(false);
     const [a, b] = [Number(setup[0].value), Number(setup[1].value)];
     const chosen = setup[2].value === "any" ? draws(facts.clips.length) : Number(setup[2].value);
     const secret = draws(2);
@@ -431,6 +444,10 @@
 
   function answer(guess) {
     if (truth === null) return;
+    if (!played) {
+      byId("verdict").textContent = "Play it first.";
+      return;
+    }
     const hit = guess === truth;
     const label = setup[truth].selectedOptions[0].textContent;
     trials += 1;
@@ -439,6 +456,7 @@
     byId("score").textContent = `${right} of ${trials} right, p = ${tail(right, trials).toPrecision(2)}`;
     truth = null;
     abx.pause();
+    abx.playButton.focus(); // the button that was pressed is off until the next is played
     beginTrial();
   }
 
@@ -455,8 +473,7 @@
 
   hear.forEach((button, index) => button.addEventListener("click", () => listenTo(index)));
   setup[3].addEventListener("click", start);
-  byId("answer-a").addEventListener("click", () => answer(0));
-  byId("answer-b").addEventListener("click", () => answer(1));
+  answers.forEach((button, guess) => button.addEventListener("click", () => answer(guess)));
   byId("abx-reset").addEventListener("click", reset);
 
   // Keys
