@@ -154,6 +154,7 @@ def test_an_output_that_is_an_input_is_refused_whatever_the_flags_the_names_and_
 
 
 def test_files_are_decoded_to_what_libsndfile_writes(run, speech):
+    assert [f".{name}" for name in cli.decode.FORMATS] == list(audio.WRITABLE)
     run("encode", "speech.wav", "-o", "speech.jxc")
     run("decode", "speech.jxc", "-o", "speech_again.wav")
     expected = audio.load("speech_again.wav")

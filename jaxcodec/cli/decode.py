@@ -3,14 +3,15 @@
 from jaxcodec.cli import arguments as options
 from jaxcodec.cli.jobs import Jobs, Within, find_bitstreams, read_bytes
 
+FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")  # audio.WRITABLE, without loading it
+
 
 def add_arguments(parser):
     """Inputs, where they go, and as what."""
     options.add_output(parser)
     options.add_shared(parser, "inputs", "--force", "--skip_existing", "--quiet")
     options.add_shared(parser, "--model", **options.BY_FILE)
-    formats = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")
-    parser.add_argument("--format", choices=formats, default="wav", help="of files in a folder and of stdout")
+    parser.add_argument("--format", choices=FORMATS, default="wav", help="of files in a folder and of stdout")
     parser.add_argument(
         "--max_seconds",
         type=options.seconds,

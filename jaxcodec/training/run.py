@@ -107,10 +107,9 @@ class Run:
             logging.info("This run is complete at step %d: a larger --num_epochs trains on.", done)
         first_unseen = done + progress.reported  # what a killed process wrote of later steps is told again
         writer = summaries.SummaryWriter(log_dir, self.config, first_unseen) if jax.process_index() == 0 else None
-        rate = step.learning_rate(self.config.optimizer, self.total_steps)
-        self.pace.show = lambda number, values: (
-            writer and writer.steps(number, values | {"learning_rate": rate(number)})
-        )
+        if writer is not None:
+            rate = step.learning_rate(self.config.optimizer, self.total_steps)
+            self.pace.show = lambda number, values: writer.steps(number, values | {"learning_rate": rate(number)})
         state, summary = replicate(state), {}
         batches = self.train_batches(done)
         try:
