@@ -115,11 +115,9 @@ class Jobs:
             return
         elapsed = max(time.monotonic() - self.started, 1e-3)
         rate = f", {8e-3 * self.num_bytes / self.seconds:.3g} kbit/s" if self.seconds else ""
-        there = f", {len(self.skipped)} were there" if self.skipped else ""
-        note(
-            f"{self.verb} {len(self.done)} of {len(self.planned)}{there}, {self.seconds:.1f} s of audio in {elapsed:.1f} s "
-            f"({self.seconds / elapsed:.3g} x real time){rate}"
-        )
+        there = f", {len(self.skipped)} already there" if self.skipped else ""
+        pace = f", {self.seconds:.1f} s of audio in {elapsed:.1f} s ({self.seconds / elapsed:.3g} x real time){rate}"
+        note(f"{self.verb} {len(self.done)} of {len(self.planned)}{there}{pace if self.done else ''}")
 
     def __iter__(self):
         """The jobs that may be done."""
