@@ -154,7 +154,7 @@ def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True):
     Raises:
       ValueError: codes of another shape, or that cannot be.
     """
-    if not isinstance(codes, list | tuple) and np.ndim(codes) == 2:
+    if not isinstance(codes, list | tuple) and np.ndim(codes) != 3:
         return _pack(codec, clips.to_numpy(codes), num_samples, entropy)
     given = [clips.to_numpy(clip) for clip in codes]
     lengths = [int(length) for length in np.atleast_1d(num_samples)]
