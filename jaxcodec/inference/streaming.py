@@ -1,28 +1,28 @@
 """Encoding and decoding as the sound arrives, by pure functions of a state: `jit`, `vmap` and `lax.scan` all work.
 
-The state is what the codec can still hear of the past, as samples and as latents: a step computes the past again together
-with the new frames, the same way as a window of a long recording. So a stream has the codes of the whole recording, however
-it is cut. A block of samples is given out when the last frame that it needs is there, `codec.delay` samples behind; those
+The state is what every layer can still hear of the past (`nn.layers`), so a step costs what its new frames cost. However a
+recording is cut, a stream has its codes, but where two are as near as XLA rounds: it adds up a few rows in another order
+than many. A block of samples is given out when the last frame that it needs is there, `codec.delay` samples behind; those
 that the last frames of a stream leave waiting come from `decode_end`.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxcodec import pcm
-from jaxcodec.inference import clips, functions, windows
+from jaxcodec.inference import clips, functions
 from jaxcodec.inference.trained import TrainedCodec
+from jaxcodec.nn import layers
 
 
 class StreamState(flax.struct.PyTreeNode):
     """What a stream remembers, with a leading batch axis where it has one."""
 
-    samples: jax.Array  # (B, P * hop_length) the last P blocks of input
-    latents: jax.Array  # (B, R, D) the last R frames to decode
+    encoder: dict  # what each layer still hears
+    decoder: dict
+    latents: jax.Array  # (B, P, D) the last P frames, for a quantizer that hears them
     encoded: jax.Array  # () int32 frames encoded so far, at most P
-    decoded: jax.Array  # () int32 frames decoded so far, at most R
 
 
 def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
@@ -33,17 +33,14 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
     """
     if not codec.causal:
         raise ValueError("this codec is not causal, it cannot stream: train one with --config.model.causal=True.")
-    encoder, decoder = codec.module.encoder.network, codec.module.decoder.network
-    # With what is remembered every step has at least MIN_FRAMES rows, and so the codes of the whole.
-    past = max(windows.MIN_FRAMES, encoder.context[0] + codec.module.quantizer.context)
-    remembered = max(windows.MIN_FRAMES, sum(decoder.context))
-    shape = () if batch is None else (batch,)
-    return StreamState(
-        samples=jnp.zeros((*shape, past * codec.hop_length)),
-        latents=jnp.zeros((*shape, remembered, codec.module.latent_dim)),
-        encoded=jnp.zeros((), jnp.int32),
-        decoded=jnp.zeros((), jnp.int32),
+    size = batch or 1
+    chunk = jnp.zeros((size, codec.hop_length)), jnp.zeros((size, 1, codec.module.latent_dim))
+    encoder, decoder = jax.eval_shape(
+        lambda codec, audio, z_q: (_analyze(codec, {}, audio)[0], _synthesize(codec, {}, z_q, True)[0]), codec, *chunk
     )
+    past = jnp.zeros((size, codec.module.quantizer.context, codec.module.latent_dim))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (encoder, decoder, past))
+    return StreamState(*(zeros if batch is not None else _without_batch(zeros)), encoded=jnp.zeros((), jnp.int32))
 
 
 def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **named):
@@ -62,7 +59,7 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
     Raises:
       ValueError: a chunk that is not a multiple of hop_length, of another batch size, or NaN.
     """
-    _check_shape("chunk", chunk, state.samples.shape[:-1], 1, codec.hop_length)
+    _check_shape("chunk", chunk, state.latents.shape[:-2], 1, codec.hop_length)
     chunk = pcm.to_float(chunk)
     if not clips.is_traced(chunk):
         clips.check_finite(chunk)
@@ -108,62 +105,66 @@ def decode_end(codec: TrainedCodec, state: StreamState):
 
 @jax.jit
 def _encode_step(codec, state, chunk, rate):
-    batched = _with_batch(chunk, 1)
-    past = state.samples.shape[-1] // codec.hop_length
-    samples = jnp.concatenate([_with_batch(state.samples, 1), batched], axis=1)
-    num_frames = batched.shape[1] // codec.hop_length
-    starts, stops = _span(samples, (past - state.encoded) * codec.hop_length)
-    latents = functions.latents_window(codec, samples, starts, stops)
-    first = past - codec.module.quantizer.context  # a search among codebooks costs more than the network
-    span = starts // codec.hop_length - first, codec.num_frames(stops) - first
-    codes = functions.quantize_window((codec, rate), latents[:, first:], *span)[:, past - first :]
-    new_state = state.replace(
-        samples=samples[:, -state.samples.shape[-1] :].reshape(state.samples.shape),
-        encoded=jnp.minimum(state.encoded + num_frames, past),
-    )
-    return new_state, jnp.moveaxis(codes, 1, 2).reshape(*chunk.shape[:-1], codes.shape[2], num_frames)
+    batched = chunk.ndim == 2
+    encoder, past = (state.encoder, state.latents) if batched else _with_batch((state.encoder, state.latents))
+    encoder, new = _analyze(codec, encoder, chunk if batched else chunk[None])
+    latents = jnp.concatenate([past, new], axis=1)
+    remembered, num_frames = past.shape[1], new.shape[1]
+    stops = jnp.full(len(latents), latents.shape[1])
+    starts = jnp.broadcast_to(remembered - state.encoded, stops.shape)
+    codes = functions.quantize_window((codec, rate), latents, starts, stops)[:, remembered:]
+    results = encoder, latents[:, num_frames:], jnp.moveaxis(codes, 1, 2)
+    encoder, past, codes = results if batched else _without_batch(results)
+    encoded = jnp.minimum(state.encoded + num_frames, remembered)
+    return state.replace(encoder=encoder, latents=past, encoded=encoded), codes
 
 
 @jax.jit
 def _decode_step(codec, state, codes):
-    batched = _with_batch(codes, 2)
-    remembered = state.latents.shape[-2]
-    new = functions.dequantize_window(codec, jnp.moveaxis(batched, 1, 2), *_span(batched[:, 0], 0))
-    z_q = jnp.concatenate([_with_batch(state.latents, 2), new], axis=1)
-    audio = _next_audio(codec, state, z_q, *_span(z_q, remembered - state.decoded))
-    new_state = state.replace(
-        latents=z_q[:, -remembered:].reshape(state.latents.shape),
-        decoded=jnp.minimum(state.decoded + batched.shape[2], remembered),
-    )
-    return new_state, audio
+    batched = codes.ndim == 3
+    frames = jnp.moveaxis(codes if batched else codes[None], 1, 2)
+    stops = jnp.full(len(frames), frames.shape[1])
+    z_q = functions.dequantize_window(codec, frames, jnp.zeros_like(stops), stops)
+    results = _synthesize(codec, state.decoder if batched else _with_batch(state.decoder), z_q, True)
+    decoder, audio = results if batched else _without_batch(results)
+    return state.replace(decoder=decoder), audio
 
 
 @jax.jit
 def _decode_end(codec, state):
-    latents = _with_batch(state.latents, 2)
-    starts, stops = _span(latents, latents.shape[1] - state.decoded)
+    batched = state.latents.ndim == 3
+    decoder = state.decoder if batched else _with_batch(state.decoder)
+    size = len(state.latents) if batched else 1
     missing = codec.module.decoder.network.context[1]
-    return _next_audio(codec, state, jnp.pad(latents, ((0, 0), (0, missing), (0, 0))), starts, stops)
+    if not missing:
+        return jnp.zeros((*state.latents.shape[:-2], 0))
+    _, audio = _synthesize(codec, decoder, jnp.zeros((size, missing, codec.module.latent_dim)), False)
+    return audio if batched else audio[0]
 
 
-def _next_audio(codec, state, z_q, starts, stops):
-    """Audio ([B,] n * hop_length) that waited for the last n of the frames z_q (B, R + n, D), R of them the state's."""
-    remembered = state.latents.shape[-2]
-    num_frames = z_q.shape[1] - remembered
-    first = remembered - codec.module.decoder.network.context[1]
-    blocks = functions.synthesize_window(codec, z_q, starts, stops)
-    audio = lax.dynamic_slice_in_dim(blocks, first, num_frames, axis=1)
-    return audio.reshape(*state.latents.shape[:-2], num_frames * codec.hop_length)
+def _analyze(codec, cache, audio):
+    """What the layers of the encoder hear after the next samples (B, n * hop_length), and their latents (B, n, D)."""
+    return _apply(codec, cache, audio, jnp.ones(audio.shape, bool), method="analyze")
 
 
-def _span(values, start):
-    """Starts and stops of a window (B, L, ...) in which everything from `start` on exists."""
-    stops = jnp.full(len(values), values.shape[1])
-    return jnp.broadcast_to(jnp.asarray(start), stops.shape), stops
+def _synthesize(codec, cache, latents, exist):
+    """The same of the decoder after frames (B, n, D), which may not exist, and their audio (B, n * hop_length)."""
+    mask = jnp.full(latents.shape[:2], exist)
+    return _apply(codec, cache, latents, mask, latents.shape[1] * codec.hop_length, method="synthesize")
 
 
-def _with_batch(array, ndim):
-    return array if array.ndim > ndim else array[None]
+def _apply(codec, cache, *arguments, method):
+    variables = codec.variables | {layers.CACHE: cache}
+    results, changed = codec.module.apply(variables, *arguments, method=method, mutable=[layers.CACHE])
+    return changed.get(layers.CACHE, {}), results
+
+
+def _with_batch(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def _without_batch(tree):
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _check_shape(name, array, batch, ndim, unit):

@@ -1,4 +1,9 @@
-"""Building blocks of the encoder and the decoder: masked, frame-wise or convolutional, never normalized over time."""
+"""Building blocks of the encoder and the decoder: masked, frame-wise or convolutional, never normalized over time.
+
+A causal network computes a stream chunk by chunk when it is applied with the collection `CACHE` mutable: each layer keeps
+there what it will see of the past, zeros before the first chunk, and a chunk costs what its own frames cost. What a layer
+sees ahead it waits for: its frames then come so many later than those that go in.
+"""
 
 import flax.linen as nn
 import jax
@@ -10,6 +15,31 @@ def length_mask(lengths: jax.Array, size: int, starts: jax.Array | None = None) 
     positions = jnp.arange(size)[None]
     mask = positions < lengths[:, None]
     return mask if starts is None else mask & (positions >= starts[:, None])
+
+
+CACHE = "cache"
+
+
+def streams(module: nn.Module) -> bool:
+    """Whether a module is computing the next chunk of a stream."""
+    return module.is_mutable_collection(CACHE) and not module.is_initializing()
+
+
+def padded(module: nn.Module, x: jax.Array, before: int, after: int = 0, name: str = "past") -> jax.Array:
+    """x (B, T, ...) with so much around it: zeros or, in a stream, all of it before, from the chunks before."""
+    if not streams(module):
+        return jnp.pad(x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2))
+    past = module.variable(CACHE, name, jnp.zeros, (len(x), before + after, *x.shape[2:]), x.dtype)
+    longer = jnp.concatenate([past.value, x], axis=1)
+    past.value = longer[:, x.shape[1] :]
+    return longer
+
+
+def delayed(module: nn.Module, frames: int, *arrays: jax.Array, name: str = "late") -> tuple[jax.Array, ...]:
+    """Arrays (B, T, ...) as they are or, in a stream, as they were so many frames ago: beside what had to wait."""
+    if not frames or not streams(module):
+        return arrays
+    return tuple(padded(module, x, frames, name=f"{name}_{i}")[:, : x.shape[1]] for i, x in enumerate(arrays))
 
 
 class DepthwiseConv(nn.Module):
@@ -28,8 +58,8 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, x.shape[-1]))
         left = self.kernel_size - 1 - self.lookahead if self.causal else self.kernel_size // 2
-        padded = jnp.pad(x, ((0, 0), (left, self.kernel_size - 1 - left), (0, 0)))
-        taps = [padded[:, i : i + x.shape[1]] * kernel[None, None, i].astype(x.dtype) for i in range(self.kernel_size)]
+        longer = padded(self, x, left, self.kernel_size - 1 - left)
+        taps = [longer[:, i : i + x.shape[1]] * kernel[None, None, i].astype(x.dtype) for i in range(self.kernel_size)]
         return sum(taps[1:], taps[0])
 
 
@@ -53,6 +83,7 @@ class ConvNeXtBlock(nn.Module):
         y = nn.gelu(nn.Dense(self.expansion * width, dtype=self.dtype)(y))
         y = nn.Dense(width, dtype=self.dtype)(y)
         scale = self.param("layer_scale", nn.initializers.constant(0.1), (width,))
+        (x,) = delayed(self, self.lookahead, x)
         return x + y * scale[None, None].astype(x.dtype)
 
 
@@ -71,6 +102,8 @@ class Conv(nn.Module):
         context = self.kernel_size - self.stride
         left = context if self.causal else context // 2
         padding = ((left, context - left + tail),)
+        if streams(self):  # whole strides of a causal convolution
+            x, padding = padded(self, x, context), ((0, 0),)
         return nn.Conv(self.features, (self.kernel_size,), self.stride, padding=padding, dtype=self.dtype)(x)
 
 

@@ -25,7 +25,9 @@ NOISE_DB = -15  # level of filled-in noise against the envelope before anything 
 class Network(Protocol):
     """What both networks say of themselves. A block is hop_length samples."""
 
-    causal: bool  # no frame sees a later one, but for a look-ahead of the decoder that `context` tells
+    # No frame sees a later one, but for a look-ahead of the decoder that `context` tells. Such a network also computes
+    # streams, see `layers`: of n more blocks or frames n results, as much later as it looks ahead.
+    causal: bool
 
     @property
     def context(self) -> tuple[int, int]:
@@ -80,10 +82,28 @@ def _check_lookahead(model, name):
         raise ValueError(f"model.{name}.lookahead is {model[name].lookahead}, expected 0 to kernel_size - 1.")
 
 
-def _mdct_mask(mask, hop_length):
-    """Which frames exist (B, T, 1), from which samples do (B, S): frame t where block t - 1 or t does."""
-    blocks = jnp.pad(mask[:, ::hop_length], ((0, 0), (1, 1)))  # (B, T + 1)
-    return (blocks[:, :-1] | blocks[:, 1:])[..., None]
+def _spectrum(module, audio, mask, hop_length):
+    """Spectrum (B, T, F) of audio (B, S), and which frames exist (B, T, 1): t where block t - 1 or t of samples does."""
+    exist = mask[:, ::hop_length]
+    if not layers.streams(module):
+        spectrum, exist = spectral.mdct(audio, hop_length), jnp.pad(exist, ((0, 0), (1, 1)))  # (B, T + 1)
+    else:
+        blocks = layers.padded(module, audio.reshape(len(audio), -1, hop_length), 1)
+        spectrum, exist = spectral.transform(blocks), layers.padded(module, exist, 1, name="exist")
+    return spectrum, (exist[:, :-1] | exist[:, 1:])[..., None]
+
+
+def _samples(module, spectrum, mask, num_samples):
+    """Samples (B, num_samples) of a spectrum (B, T, F) of the frames of a mask (B, T, 1).
+
+    In a stream every frame completes the block before it.
+    """
+    halves = spectral.halves(spectrum * mask)
+    if not layers.streams(module):
+        return spectral.overlap_add(halves)[:, :num_samples]
+    blocks = spectral.overlap_add(layers.padded(module, halves, 1, name="half")).reshape(spectrum.shape)
+    exist = layers.padded(module, mask, 1, name="exist")[:, :-1]  # what sounds before the first frame is half of it
+    return (blocks * exist).reshape(len(blocks), -1)
 
 
 class _MDCTNetwork(nn.Module):
@@ -103,8 +123,12 @@ class _MDCTNetwork(nn.Module):
     def reach(self):
         """Frames (before, after) that reach a frame through the blocks."""
         before = self.kernel_size - 1 if self.causal else self.kernel_size // 2
-        lookahead = self.lookahead if self.depth else 0
-        return self.depth * before - lookahead, self.depth * (self.kernel_size - 1 - before) + lookahead
+        return self.depth * before - self.lag, self.depth * (self.kernel_size - 1 - before) + self.lag
+
+    @property
+    def lag(self):
+        """Frames by which what comes from the blocks is late in a stream."""
+        return self.lookahead if self.depth else 0
 
     @nn.nowrap
     def blocks(self, x, mask, features):
@@ -113,6 +137,7 @@ class _MDCTNetwork(nn.Module):
         for number in range(self.depth):
             lookahead = 0 if number else self.lookahead
             x = layers.ConvNeXtBlock(self.kernel_size, self.expansion, self.causal, self.dtype, lookahead)(x, mask)
+            (mask,) = layers.delayed(self, lookahead, mask, name="mask")
         x = nn.LayerNorm(dtype=self.dtype)(x)
         # Speech is small: beside the identity path the noise of a usual initialization would be louder.
         kernel_init = nn.initializers.normal(1e-3) if self.identity else nn.initializers.lecun_normal()
@@ -140,8 +165,7 @@ class MDCTAnalysis(_MDCTNetwork):
 
     @nn.compact
     def __call__(self, audio, mask):
-        spectrum = spectral.mdct(audio, self.hop_length)
-        mask = _mdct_mask(mask, self.hop_length)
+        spectrum, mask = _spectrum(self, audio, mask, self.hop_length)
         # Speech spans 60 dB: a network wants it compressed.
         latents = self.blocks(jnp.arcsinh(100.0 * spectrum), mask, self.latent_dim)
         if self.identity:
@@ -170,7 +194,7 @@ class MDCTSynthesis(_MDCTSynthesisNetwork):
         spectrum = self.blocks(jnp.arcsinh(latents), mask, self.hop_length)
         if self.identity:
             spectrum += jnp.pad(latents / self.latent_gain, ((0, 0), (0, 0), (0, self.hop_length - latents.shape[-1])))
-        return spectral.imdct(spectrum * mask, num_samples)
+        return _samples(self, spectrum, mask, num_samples)
 
 
 class TransformAnalysis(nn.Module):
@@ -186,9 +210,9 @@ class TransformAnalysis(nn.Module):
         """Frames of a clip, ceil(S / hop_length) + 1 (none for no samples)."""
         return spectral.num_mdct_frames(num_samples, self.hop_length)
 
+    @nn.compact
     def __call__(self, audio, mask):
-        spectrum = spectral.mdct(audio, self.hop_length)
-        mask = _mdct_mask(mask, self.hop_length)
+        spectrum, mask = _spectrum(self, audio, mask, self.hop_length)
         return jnp.pad(spectrum * mask, ((0, 0), (0, 0), (0, self.latent_dim - self.hop_length)))
 
 
@@ -210,8 +234,9 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
         expected = (envelope.decibels(levels, num_bins) - decibels) / 20
         inputs = jnp.arcsinh(coefficients / steps), expected, levels * (layout.LEVEL_DB / 20), decibels[..., ::32] / 20
         offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_bins)
+        coefficients, steps, mask = layers.delayed(self, self.lag, coefficients, steps, mask)
         spectrum = (coefficients + offsets * steps) / self.latent_gain
-        return spectral.imdct(spectrum * mask, num_samples)
+        return _samples(self, spectrum, mask, num_samples)
 
 
 class GainShapeAnalysis(_MDCTNetwork):
@@ -228,8 +253,7 @@ class GainShapeAnalysis(_MDCTNetwork):
 
     @nn.compact
     def __call__(self, audio, mask):
-        spectrum = spectral.mdct(audio, self.hop_length)
-        mask = _mdct_mask(mask, self.hop_length)
+        spectrum, mask = _spectrum(self, audio, mask, self.hop_length)
         bands = envelope.band_decibels(spectrum)
         num_coefficients = self.latent_dim - layout.NUM_BANDS
         coefficients = spectrum[..., :num_coefficients]
@@ -263,10 +287,12 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
         inputs = jnp.concatenate([jnp.arcsinh(shape), bands / 20], axis=-1)
         outputs = self.blocks(inputs, mask, self.hop_length + layout.NUM_BANDS)
         offsets, levels = outputs[..., : self.hop_length], outputs[..., self.hop_length :]
+        late = layers.delayed(self, self.lag, coefficients, scales, bands, inputs, mask)
+        coefficients, scales, bands, inputs, mask = late
         noise = 10 ** (envelope.interpolated(bands + NOISE_DB + 10 * levels, self.hop_length) / 20)
         noise *= _noise(inputs, self.hop_length)
         spectrum = (coefficients + offsets * scales + noise) / self.latent_gain
-        return spectral.imdct(spectrum * mask, num_samples)
+        return _samples(self, spectrum, mask, num_samples)
 
 
 def _turned(vectors, offsets):

@@ -37,16 +37,30 @@ def mdct(audio: jax.Array, hop_length: int) -> jax.Array:
     num_blocks = -(-num_samples // hop_length)
     blocks = jnp.pad(audio, ((0, 0), (hop_length, (num_blocks + 1) * hop_length - num_samples)))
     blocks = blocks.reshape(audio.shape[0], num_blocks + 2, hop_length)
+    return transform(blocks)
+
+
+def transform(blocks: jax.Array) -> jax.Array:
+    """Blocks of samples (B, T + 1, hop_length) to MDCT coefficients (B, T, hop_length), a frame of each two neighbors."""
     frames = jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
-    return jnp.matmul(frames, mdct_basis(hop_length), precision=lax.Precision.HIGHEST)
+    return jnp.matmul(frames, mdct_basis(blocks.shape[-1]), precision=lax.Precision.HIGHEST)
 
 
 def imdct(coefficients: jax.Array, num_samples: int) -> jax.Array:
-    """Inverse of `mdct`: coefficients (B, T, hop_length) to audio (B, num_samples), by overlap-add."""
-    hop_length = coefficients.shape[-1]
-    frames = jnp.matmul(coefficients, mdct_basis(hop_length).T, precision=lax.Precision.HIGHEST)
-    blocks = frames[:, :-1, hop_length:] + frames[:, 1:, :hop_length]
-    return blocks.reshape(blocks.shape[0], -1)[:, :num_samples]
+    """Inverse of `mdct`: coefficients (B, T, hop_length) to audio (B, num_samples)."""
+    return overlap_add(halves(coefficients))[:, :num_samples]
+
+
+def halves(coefficients: jax.Array) -> jax.Array:
+    """What each frame (B, T, hop_length) of an MDCT adds to two blocks of samples, (B, T, 2 * hop_length)."""
+    return jnp.matmul(coefficients, mdct_basis(coefficients.shape[-1]).T, precision=lax.Precision.HIGHEST)
+
+
+def overlap_add(halves: jax.Array) -> jax.Array:
+    """Both halves of T frames (B, T, 2 * hop_length) to the T - 1 blocks between them, audio (B, (T - 1) * hop_length)."""
+    hop_length = halves.shape[-1] // 2
+    blocks = halves[:, :-1, hop_length:] + halves[:, 1:, :hop_length]
+    return blocks.reshape(blocks.shape[0], -1)
 
 
 def stft_magnitude(audio: jax.Array, fft_length: int, hop_length: int, dtype=jnp.float32) -> jax.Array:
