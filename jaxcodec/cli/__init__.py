@@ -17,7 +17,7 @@ import sys
 import threading
 
 import jaxcodec
-from jaxcodec.cli import decode, encode, evaluate, export, info, jobs, report, tokens, truncate, verify
+from jaxcodec.cli import compilation, decode, encode, evaluate, export, info, jobs, report, tokens, truncate, verify
 from jaxcodec.cli.jobs import NothingToDo, UsageError, explain, tell
 
 DESCRIPTION = "A neural speech codec: 16 kHz speech to 8 kbit/s and back."
@@ -43,6 +43,7 @@ def main(argv=None) -> int:
     arguments = make_parser().parse_args(argv)
     arguments.command = shlex.join(["jaxcodec", *(sys.argv[1:] if argv is None else argv)])
     jobs.quiet = getattr(arguments, "quiet", False)
+    compilation.keep()
     with _own_warnings(), _termination():
         try:
             code = arguments.run(arguments)
