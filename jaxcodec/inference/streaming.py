@@ -33,14 +33,15 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
     """
     if not codec.causal:
         raise ValueError("this codec is not causal, it cannot stream: train one with --config.model.causal=True.")
-    size = batch or 1
+    size = 1 if batch is None else batch
     chunk = jnp.zeros((size, codec.hop_length)), jnp.zeros((size, 1, codec.module.latent_dim))
     encoder, decoder = jax.eval_shape(
         lambda codec, audio, z_q: (_analyze(codec, {}, audio)[0], _synthesize(codec, {}, z_q, True)[0]), codec, *chunk
     )
     past = jnp.zeros((size, codec.module.quantizer.context, codec.module.latent_dim))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (encoder, decoder, past))
-    return StreamState(*(zeros if batch is not None else _without_batch(zeros)), encoded=jnp.zeros((), jnp.int32))
+    encoder, decoder, past = zeros if batch is not None else _without_batch(zeros)
+    return StreamState(encoder, decoder, past, jnp.zeros((), jnp.int32))
 
 
 def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **named):
@@ -64,7 +65,8 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
     if not clips.is_traced(chunk):
         clips.check_finite(chunk)
     rate = codec.check_rate(rate, named)
-    state, codes = _encode_step(codec, state, jnp.asarray(chunk), rate)
+    ready = codec if clips.is_traced(codec) else codec.ready
+    state, codes = _encode_step(ready, state, jnp.asarray(chunk), rate)
     return state, codes[..., : codec.module.quantizer.num_rows(rate), :]
 
 

@@ -114,6 +114,12 @@ class TrainedCodec(flax.struct.PyTreeNode):
         return self.module.collections(self.params, self.module.quantizer.state_of(self.constants))
 
     @functools.cached_property
+    def ready(self) -> "TrainedCodec":
+        """The same, with what the search for codes makes of the codebooks: many short steps do it once."""
+        with jax.ensure_compile_time_eval():
+            return self.replace(constants=self.module.quantizer.ready(self.constants))
+
+    @functools.cached_property
     def fingerprint(self) -> bytes:
         """8 bytes that name the weights, the quantizer and the recipe: equal for codecs that make the same codes."""
         return recipe.fingerprint(self.config.to_dict(), self.arrays)

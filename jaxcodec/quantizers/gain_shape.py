@@ -55,11 +55,11 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def encode(self, latents, rates=None, frame_mask=None):
         coefficients, bands = _split(latents)
         state = self.codebooks.value
-        envelope_codes = rvq.search(bands, state["envelope"].centroids, self.beams, rates)
+        envelope_codes = self._search(bands, state["envelope"], rates)
         told = rvq.dequantize(envelope_codes, state["envelope"].centroids)
         shape = coefficients / self._scales(told)
         shape_rates = None if rates is None else rates - self.num_envelope
-        shape_codes = rvq.search(shape, state["shape"].centroids, self.beams, shape_rates)
+        shape_codes = self._search(shape, state["shape"], shape_rates)
         return jnp.concatenate([envelope_codes, shape_codes], axis=1)
 
     def decode(self, codes):
@@ -102,6 +102,9 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
 
     def constants(self, state):
         return {name: super(GainShapeQuantizer, self).constants(state[name]) for name in state}
+
+    def ready(self, constants):
+        return {name: super(GainShapeQuantizer, self).ready(part) for name, part in constants.items()}
 
     def state_of(self, constants):
         return {name: super(GainShapeQuantizer, self).state_of(part) for name, part in constants.items()}

@@ -141,6 +141,10 @@ class Quantizer(nn.Module):
         """The arrays of the state that encoding and decoding need, by name."""
         return {}
 
+    def ready(self, constants: dict[str, Any]) -> dict[str, Any]:
+        """Constants with what `encode` makes of them, for who encodes often; `state_of` takes both."""
+        return constants
+
     def state_of(self, constants: dict[str, jax.Array]):
         """The state that a snapshot stored as a dict, or one that encodes and decodes alike, from `constants`."""
         return {}

@@ -83,6 +83,12 @@ class Table(flax.struct.PyTreeNode):
     energies: jax.Array  # (Q, K) of the centroids
 
 
+class Tabulated(Codebooks):
+    """Codebooks whose table is known."""
+
+    table: Table
+
+
 def tabulate(centroids: jax.Array) -> Table:
     """The `Table` of centroids (Q, K, D)."""
     entries, units = _whole(centroids)
@@ -126,7 +132,7 @@ def search(
     # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
     if isinstance(len(frames), int) and len(frames) % _BLOCK == 0:
         blocks = frames.reshape(-1, _BLOCK, dim), counts.reshape(-1, _BLOCK)
-        codes = lax.map(lambda block: _search_frames(*block, stages, beams), blocks)
+        codes = lax.map(lambda block: _search_frames(block[0], block[1], stages, beams), blocks)
     else:
         codes = _search_frames(frames, counts, stages, beams)
     return jnp.moveaxis(codes.reshape(batch, num_frames, -1), 2, 1)
@@ -363,7 +369,10 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
     def encode(self, latents, rates=None, frame_mask=None):
-        return search(latents, self.codebooks.value.centroids, self.beams, rates)
+        return self._search(latents, self.codebooks.value, rates)
+
+    def _search(self, latents, state, rates):
+        return search(latents, state.centroids, self.beams, rates, getattr(state, "table", None))
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
@@ -437,9 +446,13 @@ class ResidualVectorQuantizer(interface.Quantizer):
     def constants(self, state):
         return {"centroids": state.centroids}
 
+    def ready(self, constants):
+        return constants | ({"table": tabulate(constants["centroids"])} if self.beams > 1 else {})
+
     def state_of(self, constants):
         nothing = jnp.zeros(())  # the averages that training needs
-        return Codebooks(**{"counts": nothing, "sums": nothing, **constants})
+        kind = Tabulated if "table" in constants else Codebooks
+        return kind(**{"counts": nothing, "sums": nothing, **constants})
 
     def resumed(self, constants):
         """The first codebooks of as many or more; averages as if every centroid had been chosen once a step."""
