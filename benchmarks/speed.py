@@ -1,95 +1,242 @@
-"""How much faster than real time: encoding, decoding, whole files in bytes, and streams of several chunk sizes.
+"""How fast: encode, decode, files, streams and the train step of both models, beside peers that take turns with them.
 
-    python benchmarks/speed.py                                  # both bundled models
-    taskset -c 0 python benchmarks/speed.py --model files --seconds 30        # one core
+    python benchmarks/speed.py --out docs/results/speed.json        # all, then the table of docs/performance.md
+    python benchmarks/speed.py --only encode stream --model tokens --repetitions 9
 
-Medians of several repetitions after one that compiles, each as a multiple of real time (audio seconds per second). Bytes
-are `jaxcodec.compress` and `decompress`, networks and entropy coder together, at the rate that a codec has by default.
+Every round calls each function once, so that what else the machine does meets all alike: compare within a run. Of the
+repetitions the median and the quartiles are kept, of seconds of wall clock and of processor time; the first call compiles.
+FLOPs are those that XLA counts, the ceiling is a product of matrices in float32 in the same rounds.
+Peers are transformers' architectures with random weights on torch, and opusenc and opusdec, where they are installed:
+`pip install -e '.[peers]'`; `--peers_python` names the interpreter of another environment that has them.
 """
 
 import argparse
+import functools
+import importlib
+import json
 import os
 import platform
-import statistics
+import resource
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
-from jaxcodec import audio as audio_files
+from jaxcodec import audio as audio_files, codec as codec_module, training as training_module
+from jaxcodec.inference import functions
 
+ROOT = Path(__file__).parents[1]
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample"
-STREAM_MILLISECONDS = (10, 20, 40, 80, 320)
+SHAPES = {"1 x 1 s": (1, 1), "1 x 10 s": (1, 10), "16 x 10 s": (16, 10), "1 x 600 s": (1, 600)}  # clips, seconds
+STREAMS = (1, 8, 64)
+CEILING = 1024  # rows and columns of the matrices
+PAGE, MARK = ROOT / "docs/performance.md", "<!-- speed: written by benchmarks/speed.py -->\n"
 
 
 def main():
-    """Prints the table."""
+    """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["files", "tokens"], help="default: the bundled models")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--repetitions", type=int, default=5)
-    args = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {jax.devices()[0].device_kind}"
+    parser.add_argument("--model", nargs="+", default=["tokens", "files"])
+    parser.add_argument(
+        "--only", nargs="+", default=["encode", "decode", "compress", "decompress", "stream", "train", "peer"]
     )
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--peers_python", default=sys.executable)
+    parser.add_argument("--out", help="JSON; with it the table of docs/performance.md is written too")
+    args = parser.parse_args()
+    cases = {}
     for name in args.model:
-        report(name, jaxcodec.load(name), args.seconds, args.repetitions)
+        cases |= codec_cases(name, jaxcodec.load(name), [SHAPES[shape] for shape in args.shapes])
+    cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
+    cases |= opus_cases()
+    if "peer" in args.only:
+        cases |= peer_cases(args.peers_python)
+    cases = {title: case for title, case in cases.items() if title.startswith(tuple(args.only))}
+    result = measure(cases, args.repetitions)
+    for row in result["rows"]:
+        print(line(row))
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+        head, _, rest = PAGE.read_text().partition(MARK)
+        PAGE.write_text(head + MARK + table(result) + "<!-- end" + rest.partition("<!-- end")[2])
 
 
-def report(name, codec, seconds, repetitions):
-    """The rows of one codec."""
-    speech = np.concatenate([audio_files.load(path, codec.sample_rate) for path in sorted(SAMPLE.rglob("*.flac"))])
-    speech = np.resize(speech, int(seconds * codec.sample_rate))
-    codes = np.asarray(jaxcodec.encode(codec, speech))
-    data = jaxcodec.compress(codec, speech)
-    print(f"{name}, {codec.fingerprint.hex()}: {seconds:g} s of speech, {8e-3 * len(data) / seconds:.2f} kbit/s")
-    for title, function in {
-        "encode": lambda: jaxcodec.encode(codec, speech),
-        "decode": lambda: jaxcodec.decode(codec, codes, len(speech)),
-        "codes to bytes": lambda: jaxcodec.pack(codec, codes, len(speech)),
-        "bytes to codes": lambda: jaxcodec.unpack(codec, data),
-        "encode to bytes": lambda: jaxcodec.compress(codec, speech),
-        "decode from bytes": lambda: jaxcodec.decompress(codec, data),
-    }.items():
-        print(f"  {title:26s} {seconds / median_time(function, repetitions):8.1f} x real time")
-    for milliseconds in STREAM_MILLISECONDS if codec.causal else ():
-        chunk = milliseconds * codec.sample_rate // 1000
-        if chunk % codec.hop_length:
-            continue  # a stream advances by whole frames
-        encode, decode = (1e3 * t for t in stream_times(codec, speech, chunk, 20 * repetitions))
-        factor = milliseconds / (encode + decode)
-        print(
-            f"  stream, chunks of {milliseconds:3d} ms  {factor:8.1f} x real time: {encode:.1f} + {decode:.1f} ms a chunk"
+def codec_cases(name, codec, shapes):
+    """{title: (function, seconds of audio)} of a codec."""
+    cases = {}
+    for batch, seconds in shapes:
+        clips = list(speech(batch * seconds).reshape(batch, -1))
+        codes, shape = jaxcodec.encode(codec, clips), f"{name}, {batch} x {seconds} s"
+        data = [jaxcodec.pack(codec, c, len(clip)) for c, clip in zip(codes, clips, strict=True)]
+        lengths = [len(clip) for clip in clips]
+        for title, function in {
+            "encode": lambda clips=clips: jaxcodec.encode(codec, clips),
+            "decode": lambda codes=codes, lengths=lengths: jaxcodec.decode(codec, codes, lengths),
+            "compress": lambda clips=clips: [jaxcodec.compress(codec, clip) for clip in clips],
+            "decompress": lambda data=data: [jaxcodec.decompress(codec, one) for one in data],
+        }.items():
+            cases[f"{title}, {shape}"] = function, batch * seconds
+    for listeners in STREAMS:
+        chunk = speech(60)[: listeners * codec.hop_length].reshape(listeners, -1)
+        state = jaxcodec.init_stream(codec, listeners)
+        state, codes = jaxcodec.encode_step(codec, state, chunk)
+        seconds = listeners * codec.hop_length / codec.sample_rate
+        cases[f"stream encode, {name}, {listeners} x 1 frame"] = (
+            lambda state=state, chunk=chunk: jaxcodec.encode_step(codec, state, chunk)[1],
+            seconds,
         )
+        cases[f"stream decode, {name}, {listeners} x 1 frame"] = (
+            lambda state=state, codes=codes: jaxcodec.decode_step(codec, state, codes)[1],
+            seconds,
+        )
+    return cases
 
 
-def median_time(function, repetitions):
-    """Seconds of one call."""
-    jax.block_until_ready(function())
-    return statistics.median(timed(function) for _ in range(repetitions))
+def speech(seconds):
+    """So many seconds of the bundled recordings, over and over."""
+    clips = [audio_files.load(path, 16000) for path in sorted(SAMPLE.rglob("*.flac"))]
+    return np.resize(np.concatenate(clips), int(seconds * 16000))
+
+
+def training(name):
+    """(function, seconds of audio) of a train step of a recipe on a fixed batch. It is made when it is first called."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    samples = round(config.data.crop_seconds * config.model.sample_rate)
+
+    @functools.cache
+    def start():
+        model = codec_module.from_config(config.model, config.fixes)
+        optimizer = training_module.make_optimizer(config.optimizer, 1000)
+        update = functools.partial(training_module.train_step, model=model, optimizer=optimizer, config=config)
+        batch = {
+            "audio": speech(config.batch_size * config.data.crop_seconds).reshape(config.batch_size, -1)[:, :samples]
+        }
+        batch["length"] = np.full(config.batch_size, samples, np.int32)
+        state = jax.jit(lambda rng: training_module.init_state(model, optimizer, rng))(jax.random.key(0))
+        return jax.jit(update), state, batch
+
+    def step():
+        update, state, batch = start()
+        return update(state, batch, jax.random.key(0))[1]
+
+    return step, config.batch_size * config.data.crop_seconds
+
+
+def opus_cases():
+    """opusenc and opusdec on a file of 10 s, processes and all."""
+    if not (shutil.which("opusenc") and shutil.which("opusdec")):
+        return {}
+    folder = Path(tempfile.mkdtemp(prefix="speed_"))
+    audio_files.save(folder / "in.wav", speech(10), 16000)
+    encode = ["opusenc", "--quiet", "--bitrate", "8", folder / "in.wav", folder / "coded.opus"]
+    decode = ["opusdec", "--quiet", "--force-wav", folder / "coded.opus", folder / "out.wav"]
+    return {
+        "peer Opus, opusenc and opusdec, 1 x 10 s": (
+            lambda: [subprocess.run(x, check=True) for x in (encode, decode)],
+            10,
+        )
+    }
+
+
+def peer_cases(python):
+    """Those of `speed_peers.py`, in a process of their own that works when it is asked to."""
+    script = Path(__file__).with_name("speed_peers.py")
+    process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(title):
+        print(title, file=process.stdin, flush=True)
+        return tuple(map(float, process.stdout.readline().split()))
+
+    titles = json.loads(process.stdout.readline())
+    return {title: (functools.partial(ask, title), seconds) for title, seconds in titles.items()}
+
+
+def measure(cases, repetitions):
+    """What each case took, the first time and then in rounds: {"machine": ..., "rows": [...]}."""
+    matrix = jnp.ones((CEILING, CEILING))
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    cases = {"ceiling, float32 product": (lambda: product(matrix), 0), **cases}
+    first = {title: timed(function)[0] for title, (function, _) in cases.items()}
+    times = {title: [] for title in cases}
+    for _ in range(repetitions):
+        for title, (function, _) in cases.items():
+            times[title].append(timed(function))
+    rows = []
+    for title, (_, seconds) in cases.items():
+        wall, cpu = np.array(times[title]).T
+        low, median, high = np.percentile(wall, (25, 50, 75))
+        row = dict(title=title, audio_seconds=seconds, first=first[title], median=median, quartiles=[low, high])
+        rows.append(row | dict(processor=float(np.median(cpu))))
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{platform.processor() or platform.machine()}, {cores} cores, {jax.devices()[0].device_kind}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    load = os.getloadavg()[0]
+    return dict(machine=machine, jax=jax.__version__, load=load, peak_mib=peak, flops=flops(), rows=rows)
 
 
 def timed(function):
-    """Seconds of this call."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
+    """Wall and processor seconds of a call; a peer in another process says its own."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    if isinstance(result, tuple) and len(result) == 2 and all(isinstance(x, float) for x in result):
+        return result
+    jax.block_until_ready(result)
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def stream_times(codec, speech, chunk, repetitions):
-    """Median seconds of one encoding and of one decoding step."""
-    state = jaxcodec.init_stream(codec)
-    samples = speech[:chunk]
-    state, codes = jaxcodec.encode_step(codec, state, samples)
-    jaxcodec.decode_step(codec, state, codes)
-    return (
-        median_time(lambda: jaxcodec.encode_step(codec, state, samples), repetitions),
-        median_time(lambda: jaxcodec.decode_step(codec, state, codes), repetitions),
+def flops():
+    """FLOPs a second of audio that XLA counts, once for each body of a loop: no loop is in these."""
+    counted = {"ceiling, float32 product": 2 * CEILING**3}
+    for name in ("tokens", "files"):
+        codec, frames = jaxcodec.load(name), 64
+        spans = jnp.zeros(1, jnp.int32), jnp.full(1, frames)
+        z_q = jnp.zeros((1, frames, codec.module.latent_dim))
+        audio = jnp.zeros((1, frames * codec.hop_length))
+        parts = {
+            "encoder": (functions.latents_window, audio, spans[0], spans[1] * codec.hop_length),
+            "decoder": (functions.synthesize_window, z_q, *spans),
+        }
+        for part, (function, *arguments) in parts.items():
+            cost = jax.jit(function).lower(codec, *arguments).compile().cost_analysis()
+            counted[f"{part}, {name}"] = cost["flops"] / frames * codec.frame_rate
+    return counted
+
+
+def line(row):
+    """A row of the table."""
+    speed = f"{row['audio_seconds'] / row['median']:.1f}" if row["audio_seconds"] else ""
+    cpu = f"{row['audio_seconds'] / row['processor']:.1f}" if row["audio_seconds"] and row["processor"] > 1e-3 else ""
+    low, high = row["quartiles"]
+    spread = f"{low:.3g} to {high:.3g}"
+    return f"| {row['title']} | {row['first']:.2f} | {row['median']:.3g} | {spread} | {speed} | {cpu} |"
+
+
+def table(result):
+    """The table of docs/performance.md."""
+    head = f"{result['machine']}, jax {result['jax']}, load {result['load']:.1f}, peak {result['peak_mib']:.0f} MiB."
+    counts = ", ".join(f"{name}: {count / 1e6:.0f}" for name, count in result["flops"].items())
+    columns = (
+        "| | first call, s | median, s | quartiles | x real time | x real time, processor |\n|---|---|---|---|---|---|"
+    )
+    return "\n".join(
+        [
+            head,
+            f"MFLOP, a second of audio where it is not the ceiling: {counts}.",
+            "",
+            columns,
+            *map(line, result["rows"]),
+            "",
+        ]
     )
 
 

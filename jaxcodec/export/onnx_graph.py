@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022
 
 # One node each.
-_OF_ONE = "asinh", "exp", "log", "neg", "sign", "sin", "sqrt", "tanh"
+_OF_ONE = "abs", "asinh", "exp", "log", "neg", "round", "sign", "sin", "sqrt", "tanh"
 _OF_TWO = "add", "and", "div", "max", "min", "mul", "or", "pow", "sub"
 _SAME = {name: name.capitalize() for name in _OF_ONE + _OF_TWO} | {"eq": "Equal", "gt": "Greater", "lt": "Less"}
 
@@ -81,7 +81,7 @@ class _Graph:
     def name(self, value):
         if isinstance(value, str):
             return value
-        value = np.asarray(value, order="C")
+        value = np.asarray(value, _numpy_type(value), order="C")
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
@@ -247,6 +247,7 @@ _RULES: dict[str, Callable] = {
     "ne": lambda graph, e, x, y: graph.add("Not", graph.add("Equal", x, y)),
     "pad": _pad,
     "reduce_max": lambda graph, e, x: graph.add("ReduceMax", x, np.array(e.params["axes"], np.int64), keepdims=0),
+    "reduce_min": lambda graph, e, x: graph.add("ReduceMin", x, np.array(e.params["axes"], np.int64), keepdims=0),
     "reduce_sum": lambda graph, e, x: graph.add("ReduceSum", x, np.array(e.params["axes"], np.int64), keepdims=0),
     "rem": lambda graph, e, x, y: graph.add("Mod", x, y, fmod=1),  # the sign of x, as in C
     "reshape": lambda graph, e, x: graph.add("Reshape", x, graph.shape(e.params["new_sizes"])),
@@ -285,7 +286,13 @@ def _signature(name, array):
 
 
 def _type(array):
-    return helper.np_dtype_to_tensor_dtype(np.dtype(array.dtype))
+    return helper.np_dtype_to_tensor_dtype(_numpy_type(array))
+
+
+def _numpy_type(array):
+    """Float32 for bfloat16, in which the search for codes has whole numbers that both hold: runtimes rarely multiply it."""
+    dtype = np.asarray(array).dtype if isinstance(array, int | float) else np.dtype(array.dtype)
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
 
 
 def _int64(value):

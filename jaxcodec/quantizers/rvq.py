@@ -130,12 +130,12 @@ def search(
     counts = jnp.broadcast_to(counts[:, None], (batch, num_frames)).reshape(-1)
     frames = latents.astype(jnp.float32).reshape(-1, dim)
     # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
-    if isinstance(len(frames), int) and len(frames) % _BLOCK == 0:
+    if isinstance(frames.shape[0], int) and frames.shape[0] % _BLOCK == 0:
         blocks = frames.reshape(-1, _BLOCK, dim), counts.reshape(-1, _BLOCK)
         codes = lax.map(lambda block: _search_frames(block[0], block[1], stages, beams), blocks)
     else:
         codes = _search_frames(frames, counts, stages, beams)
-    return jnp.moveaxis(codes.reshape(batch, num_frames, -1), 2, 1)
+    return jnp.moveaxis(codes.reshape(batch, num_frames, centroids.shape[0]), 2, 1)
 
 
 _BLOCK = 64  # frames
