@@ -97,10 +97,34 @@ class _Graph:
         if isinstance(size, int | np.integer):
             return _int64(size)
         if str(size) not in self.sizes:
-            variable, slope, offset = _linear(size)
-            scaled = self.add("Mul", self.variables[variable], _int64(slope))
-            self.sizes[str(size)] = self.add("Add", scaled, _int64(offset))
+            known = {name: _Size(self, node) for name, node in self.variables.items()}
+            try:  # the notation of jax.export.symbolic_shape, an expression of Python
+                self.sizes[str(size)] = eval(str(size), {"__builtins__": {}}, known).node
+            except (NameError, TypeError):
+                raise ValueError(f"ONNX export does not know sizes like {size}: expected sums of products.") from None
         return self.sizes[str(size)]
+
+
+class _Size:
+    """A size that nodes compute."""
+
+    def __init__(self, graph, node):
+        self.graph, self.node = graph, node
+
+    def _with(self, kind, other):
+        other = other.node if isinstance(other, _Size) else _int64(other)
+        return _Size(self.graph, self.graph.add(kind, self.node, other))
+
+    def __add__(self, other):
+        return self._with("Add", other)
+
+    def __mul__(self, other):
+        return self._with("Mul", other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __sub__(self, other):
+        return self._with("Sub", other)
 
 
 def _run(graph, jaxpr, consts, inputs):
@@ -124,6 +148,9 @@ def _translate(graph, equation, inputs):
         return _run(graph, inner.jaxpr, inner.consts, inputs)
     if name == "scan":
         return _unrolled(graph, equation, inputs)
+    if name == "dim_as_value":
+        size = graph.add("Squeeze", graph.shape([equation.params["dim"]]), _int64(0))
+        return [graph.add("Cast", size, to=_type(equation.outvars[0].aval))]
     static = all(isinstance(size, int) for v in equation.outvars for size in v.aval.shape)
     if static and not any(isinstance(x, str) for x in inputs):
         results = equation.primitive.bind(*inputs, **equation.params)
