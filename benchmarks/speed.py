@@ -54,12 +54,13 @@ def main():
     parser.add_argument("--peers_python", default=sys.executable)
     parser.add_argument("--out", help="JSON; with it the table of docs/performance.md is written too")
     args = parser.parse_args()
-    cases = {}
+    cases, shapes = {}, [SHAPES[shape] for shape in args.shapes]
+    streams = any(title.startswith("stream") for title in args.only)
     for name in args.model:
-        cases |= codec_cases(name, jaxcodec.load(name), [SHAPES[shape] for shape in args.shapes])
+        cases |= codec_cases(name, jaxcodec.load(name), shapes, streams)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
     cases |= opus_cases()
-    if "peer" in args.only:
+    if any(title.startswith("peer") for title in args.only):
         cases |= peer_cases(args.peers_python)
     cases = {title: case for title, case in cases.items() if title.startswith(tuple(args.only))}
     result = measure(cases, args.repetitions)
@@ -71,7 +72,7 @@ def main():
         PAGE.write_text(head + MARK + table(result) + "<!-- end" + rest.partition("<!-- end")[2])
 
 
-def codec_cases(name, codec, shapes):
+def codec_cases(name, codec, shapes, streams):
     """{title: (function, seconds of audio)} of a codec."""
     cases = {}
     for batch, seconds in shapes:
@@ -86,7 +87,7 @@ def codec_cases(name, codec, shapes):
             "decompress": lambda data=data: [jaxcodec.decompress(codec, one) for one in data],
         }.items():
             cases[f"{title}, {shape}"] = function, batch * seconds
-    for listeners in STREAMS:
+    for listeners in STREAMS if streams else ():
         chunk = speech(60)[: listeners * codec.hop_length].reshape(listeners, -1)
         state = jaxcodec.init_stream(codec, listeners)
         state, codes = jaxcodec.encode_step(codec, state, chunk)
