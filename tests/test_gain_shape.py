@@ -148,6 +148,35 @@ def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does
     np.testing.assert_allclose(commitment(latents), np.sum(left**2), rtol=1e-4)
 
 
+def test_products_of_the_search_are_exact_in_whatever_order_they_add_up():
+    rng = np.random.default_rng(0)
+    vectors, entries = (rng.standard_normal((size, 211)) * rng.uniform(0.1, 9, (size, 1)) for size in (70, 96))
+    (whole, units), (table, _) = (rvq._whole(jnp.asarray(x, jnp.float32)) for x in (vectors, entries))
+    exact = np.asarray(whole, np.int64) @ np.asarray(table, np.int64).T
+    assert np.abs(exact).max() < 2**24
+    for rows in (1, 7, 70):
+        products = jnp.matmul(whole[:rows], table.T, preferred_element_type=jnp.float32)
+        np.testing.assert_array_equal(np.asarray(products, np.int64), exact[:rows])
+    np.testing.assert_allclose(np.asarray(whole, np.float32) * np.asarray(units)[:, None], vectors, atol=0.02 * 9 * 4)
+
+
+def test_rounded_products_cost_next_to_no_error():
+    rng = np.random.default_rng(1)
+    latents = rng.standard_normal((1, 128, 24))
+    centroids = rng.standard_normal((5, 64, 24)) * 0.7 ** np.arange(5)[:, None, None]
+    residuals, errors = latents[0][:, None], np.sum(latents[0] ** 2, axis=-1)[:, None]
+    for codebook in centroids:  # an M-search with 4 beams, in float64
+        candidates = residuals[:, :, None] - codebook
+        errors = np.sum(candidates**2, axis=-1).reshape(len(residuals), -1)
+        best = np.argsort(errors, axis=1)[:, :4]
+        residuals = np.take_along_axis(candidates.reshape(len(residuals), -1, 24), best[..., None], axis=1)
+    exact = np.sort(errors, axis=1)[:, 0].mean()
+    arrays = (jnp.asarray(x, jnp.float32) for x in (latents, centroids))
+    codes = rvq.search(*arrays, 4)
+    found = np.sum((latents - np.asarray(rvq.dequantize(codes, jnp.asarray(centroids, jnp.float32)))) ** 2, -1).mean()
+    assert found < 1.005 * exact
+
+
 def test_fewer_codebooks_are_searched_on_their_own():
     codec, clip = trained(model__rvq__beams=3), speech(6400)
     codes = np.asarray(jaxcodec.encode(codec, clip))

@@ -126,7 +126,6 @@ PACKAGES = {
         "speechmos",
         "onnx",
         "onnxruntime",
-        "google",
         "wandb",
         "matplotlib",
     ),
@@ -192,3 +191,23 @@ def test_training_without_its_extra_says_which_it_is(folder):
     told, code = run_hidden(code, "--config", str(ROOT / "configs/tiny.py"), "--checkpoint_dir", "runs")
     needs = "needs the package 'tensorflow_datasets': pip install 'jaxcodec[train]'"
     assert code == 1 and told[-1].startswith(f"train.py: preparing recordings {needs}")
+
+
+def test_compiled_programs_are_kept_where_that_can_be(tmp_path):
+    code = "import os; from jaxcodec.cli import compilation; compilation.keep(); print(os.environ.get('{}'))"
+    kept = code.format("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "file").write_text("")
+
+    def folder(**environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XDG"))}
+        command = [sys.executable, "-c", kept]
+        return subprocess.run(
+            command, env=clean | environment, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert folder(HOME=str(tmp_path)) == str(tmp_path / ".cache/jaxcodec")
+    assert folder(XDG_CACHE_HOME=str(tmp_path / "x")) == str(tmp_path / "x/jaxcodec")
+    assert folder(JAXCODEC_CACHE=str(tmp_path / "y")) == str(tmp_path / "y")
+    assert folder(JAXCODEC_CACHE="") == "None"
+    assert folder(JAXCODEC_CACHE=str(tmp_path / "file" / "z")) == "None"
+    assert folder(JAX_COMPILATION_CACHE_DIR="mine") == "mine"

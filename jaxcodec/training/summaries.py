@@ -7,9 +7,12 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epy
 
 from jaxcodec.nn import metrics
-from jaxcodec.training import pictures
+
+with epy.lazy_imports():  # a run without its extra gets to the line that says so
+    from jaxcodec.training import pictures
 
 COMMON_KBPS = 8.0  # at which variable rates are compared
 POINTS_EVERY = 50  # steps, of the curves within an epoch
