@@ -6,7 +6,7 @@ install:
 	$(PYTHON) -m pip install --editable '.[dev,metrics]'
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 train:
 	$(PYTHON) train.py --config configs/telugu.py
