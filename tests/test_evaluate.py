@@ -41,9 +41,9 @@ def test_rows_are_what_the_bytes_hold_measured_against_the_clip(codec, clips):
 
 @pytest.mark.parametrize("at_kbps", [False, True])
 def test_what_is_measured_is_what_the_file_holds(codec, clips, monkeypatch, at_kbps):
-    (_, clip), pack = clips[0], files.pack
+    (_, clip), pack = clips[0], files._pack
     monkeypatch.setattr(
-        files, "pack", lambda codec, codes, *rest, **more: pack(codec, 0 * np.asarray(codes), *rest, **more)
+        files, "_pack", lambda codec, codes, *rest, **more: pack(codec, 0 * np.asarray(codes), *rest, **more)
     )
     if at_kbps:
         codec, rate = scalar_codec(), evaluation.AtKbps(1000.0)
@@ -51,7 +51,7 @@ def test_what_is_measured_is_what_the_file_holds(codec, clips, monkeypatch, at_k
         rate = 4
     (row,) = evaluation.evaluate(codec, [("a.wav", clip)], [rate])
     zeros = np.zeros((codec.num_codebooks, codec.num_frames(len(clip))), np.int32)
-    assert row["bytes"] == len(pack(codec, zeros, len(clip)))
+    assert row["bytes"] == len(files.pack(codec, zeros, len(clip)))
     decoded = np.clip(inference.decode(codec, zeros, len(clip)), -1, 1).astype(float)
     assert row["error_energy"] == pytest.approx(np.sum((clip - decoded) ** 2), rel=1e-4)
 

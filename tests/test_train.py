@@ -325,7 +325,7 @@ def test_the_snapshots_of_a_run_do_in_the_readmes_example(trained, recordings, t
     block = block.replace("jaxcodec.load()", 'jaxcodec.load("checkpoints/telugu")')
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "telugu").symlink_to(pathlib.Path(trained[0].checkpoint_dir, "tiny"))
-    shutil.copy(recordings / "0.wav", tmp_path / "speech.wav")
+    audio.save(tmp_path / "speech.flac", audio.load(recordings / "0.wav"))
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(block, names)
