@@ -620,8 +620,8 @@ def test_eval_prints_a_table_and_writes_every_clip(run, recordings, monkeypatch)
     files_to_write = "--json", "scores.json", "--csv", "scores.csv"
     code, out, told = run("eval", "recordings", "--codebooks", "1,4", "--group", "speaker", *files_to_write)
     assert code == 1
-    missing = "jaxcodec: not measured, as their packages are not installed: estoi: pip install 'jaxcodec[metrics]'"
-    assert missing in told
+    pattern = r"jaxcodec: not measured, as their packages are not installed: .*\bestoi\b.*: pip install .*"
+    assert any(re.fullmatch(pattern, line) for line in told)  # others may be missing, too
     assert [line for line in told if line.startswith("jaxcodec: recordings/text.wav: not audio")]
     assert "jaxcodec: snr is the mean without 1 of 4 clips: too short or silent" in told
     header, table, usage, groups = out.split("\n\n")
