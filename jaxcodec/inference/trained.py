@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcodec import quantizers, recipe
 from jaxcodec.codec import Codec
+from jaxcodec.inference import clips
 
 _Function = TypeVar("_Function", bound=Callable)
 
@@ -41,10 +42,8 @@ class TrainedCodec(flax.struct.PyTreeNode):
 
     def __repr__(self):
         model, leaves = self.config.model, jax.tree.leaves((self.params, self.constants))
-        concrete = all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
-        name = (
-            self.fingerprint.hex() if concrete and not any(isinstance(x, jax.core.Tracer) for x in leaves) else "traced"
-        )
+        concrete = all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves) and not clips.is_traced(leaves)
+        name = self.fingerprint.hex() if concrete else "traced"
         bits = self.bits_per_second
         rate = "any rate" if bits is None else f"{bits / 1000:g} kbit/s"
         return f"TrainedCodec({name}, {model.architecture}, {model.quantizer}, {self.sample_rate} Hz, {rate})"
@@ -138,7 +137,7 @@ class TrainedCodec(flax.struct.PyTreeNode):
           TypeError: another argument than its knobs'.
         """
         named, knobs = dict(named or {}), quantizers.kind_of(self.config.model).knobs
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((rate, named))):
+        if clips.is_traced(rate, named):
             names = " or ".join(knob.argument for knob in knobs)
             raise ValueError(
                 f"a traced {names}: give a Python number, under jit by static_argnames or functools.partial."
