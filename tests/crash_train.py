@@ -67,13 +67,43 @@ def differing(folder: pathlib.Path) -> list[str]:
     return [jax.tree_util.keystr(path) for path in whole if not np.array_equal(whole[path], killed[path])]
 
 
+def points(folder: pathlib.Path, name: str) -> dict[tuple[str, int], list[float]]:
+    """Scalars that TensorBoard shows of a run, (name, step) to values.
+
+    Without times, and without what a later start says is to be forgotten.
+    """
+    from tensorboardX.proto import event_pb2
+
+    shown: dict[tuple[str, int], list[float]] = {}
+    for path in sorted((folder / name / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:  # records of TensorFlow: length, its checksum, data, its checksum
+            end = 12 + int.from_bytes(content[:8], "little")
+            if end + 4 > len(content):
+                break  # cut short by a kill, as TensorBoard takes it
+            event, content = event_pb2.Event.FromString(content[12:end]), content[end + 4 :]
+            if event.session_log.status == event_pb2.SessionLog.START:
+                shown = {key: values for key, values in shown.items() if key[1] < event.step}
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    timeless = 0.0 if "per_second" in value.tag else value.simple_value
+                    shown.setdefault((value.tag, event.step), []).append(timeless)
+    assert all(len(values) == 1 for values in shown.values())
+    return shown
+
+
 def crash(folder: pathlib.Path, kills: int, seed: int) -> tuple[int, list[str]]:
-    """How often the run was killed before it ended, and the leaves in which it differs; recordings are in the folder."""
+    """How often the run was killed before it ended, and the leaves and curves in which it differs.
+
+    Recordings are in the folder.
+    """
     assert start(folder, "whole").wait() == 0, (folder / "whole.txt").read_text()
     rng = random.Random(seed)
     killed = sum(kill_at_random(folder, "killed", rng) for _ in range(kills))
     assert start(folder, "killed").wait() == 0, (folder / "killed.txt").read_text()
-    return killed, differing(folder)
+    whole, other = points(folder, "whole"), points(folder, "killed")
+    curves = sorted({name for name, _ in [key for key in whole | other if whole.get(key) != other.get(key)]})
+    return killed, differing(folder) + curves
 
 
 def main():
@@ -94,7 +124,7 @@ def main():
             noise = np.cumsum(rng.standard_normal(16000)) * np.hanning(16000)
             audio.save(folder / "recordings" / f"{index}.wav", (noise / 2000).astype(np.float32), 16000)
         killed, leaves = crash(folder, arguments.kills, arguments.seed)
-        print(f"killed {killed} times; {len(leaves)} leaves differ {leaves}")
+        print(f"killed {killed} times; {len(leaves)} leaves and curves differ {leaves}")
         sys.exit(bool(leaves))
 
 

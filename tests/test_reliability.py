@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from absl import flags  # noqa: F401, ml_collections needs it first
-from tensorboardX.proto import event_pb2
 
 from jaxcodec import codec, data
 from jaxcodec.training import checkpoint, run, step, stopping, summaries
@@ -17,8 +16,9 @@ from tests.test_train import compilation_cache, make_config, recordings  # noqa:
 
 
 @pytest.fixture
-def config(recordings, tmp_path):  # noqa: F811
-    """Two epochs of three steps, with a snapshot after every step."""
+def config(recordings, tmp_path, monkeypatch):  # noqa: F811
+    """Two epochs of three steps, with a snapshot after every step and a point of the curves after every second."""
+    monkeypatch.setattr(summaries, "POINTS_EVERY", 2)
     config = make_config(recordings, tmp_path)
     config.steps_per_epoch, config.snapshots.every_steps = 3, 1
     return config
@@ -36,24 +36,11 @@ def final(config):
         splits = [data.open_split(config.data, split) for split in ("train", "validation")]
         one = run.Run(config, codec.from_config(config.model, config.fixes), *splits)
         restored, progress = checkpoints.restore(one.init_state())
-    return restored, vars(progress) | {"seconds": 0.0}
+    return restored, vars(progress) | {"seconds": 0.0, "window": progress.window | {"seconds": 0.0}}
 
 
 def points(config):
-    """Scalars that TensorBoard shows, (name, step) to values: without those that a later start says are to be forgotten."""
-    shown = {}
-    for path in sorted(pathlib.Path(config.checkpoint_dir, config.experiment_name, "tensorboard").iterdir()):
-        content = path.read_bytes()
-        while content:  # records of TensorFlow: length, its checksum, data, its checksum
-            end = 12 + int.from_bytes(content[:8], "little")
-            event, content = event_pb2.Event.FromString(content[12:end]), content[end + 4 :]
-            if event.session_log.status == event_pb2.SessionLog.START:
-                shown = {key: values for key, values in shown.items() if key[1] < event.step}
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    shown.setdefault((value.tag, event.step), []).append(value.simple_value)
-    assert all(len(values) == 1 for values in shown.values())
-    return shown
+    return crash_train.points(pathlib.Path(config.checkpoint_dir), config.experiment_name)
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(recordings, tmp_path):  # noqa: F811
@@ -108,7 +95,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits_report_and_curves(config, name, 
     goes_on = final(config), points(config)
     config.experiment_name = "whole"
     jax.tree.map(np.testing.assert_array_equal, goes_on, (final(config), points(config)))
-    assert {number for _, number in goes_on[1]} == {3, 6}
+    assert {number for name, number in goes_on[1] if name == "validation/snr"} == {3, 6}
+    assert {number for name, number in goes_on[1] if name == "steps/loss"} == {2, 4, 6}
 
 
 def test_what_was_reported_before_a_kill_but_not_saved_is_told_once_in_the_curves(config, monkeypatch):
@@ -125,7 +113,7 @@ def test_what_was_reported_before_a_kill_but_not_saved_is_told_once_in_the_curve
         patch.setattr(run.Run, "score", killed)
         with pytest.raises(KeyboardInterrupt):
             run.train(config)
-    assert {number for _, number in points(config)} == {3}  # written, and to be forgotten
+    assert {number for _, number in points(config)} == {2, 3}  # written, and to be forgotten
     run.train(config)
     assert points(config) == whole
 

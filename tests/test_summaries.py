@@ -1,5 +1,6 @@
 """The epoch report and its diagnosis."""
 
+import json
 from unittest import mock
 
 import numpy as np
@@ -139,21 +140,24 @@ def test_every_epoch_shows_pictures_and_sounds_and_the_reference_sounds_once(tmp
         assert told.count(each) == 2
 
 
-def test_points_within_an_epoch_have_the_pace_and_what_is_left_of_the_run():
-    pace, shown = summaries.Pace(total_steps=1000, seconds_per_step=32.0), []
-    pace.show = lambda number, values: shown.append((number, values))
-    pace.add(10, 10, 20.0, 3.0)  # compiles
+def test_what_is_left_of_a_run_follows_the_last_steps():
+    pace = summaries.Pace(total_steps=1000, seconds_per_step=32.0)
+    assert pace.left(0) == "0:00:00 left"
+    pace.add(10, 20.0)  # compiles
     assert pace.left(10) == "0:33:00 left"
-    for number in range(20, 110, 10):
-        pace.add(number, 10, 5.0, 1.0)
-    assert [number for number, _ in shown] == [50, 100]
-    assert shown[0][1] == {"loss": 1.4, "steps_per_second": 1.25, "audio_seconds_per_second": 40.0}
-    assert shown[1][1] == {"loss": 1.0, "steps_per_second": 2.0, "audio_seconds_per_second": 64.0}
-    assert pace.left(100) == "0:07:30 left"
+    for _ in range(8):
+        pace.add(10, 5.0)
+    assert pace.left(90) == "0:12:08 left"  # 40 s for the first 50 steps
 
 
-def test_steps_go_to_curves_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("tensorboardX.SummaryWriter", Recorder)
-    writer = summaries.SummaryWriter(str(tmp_path), tiny.get_config())
-    writer.steps(50, {"learning_rate": 1e-3, "steps_per_second": 2.0})
-    assert writer._events.told[-2:] == [("add_scalar", "steps/learning_rate"), ("add_scalar", "steps/steps_per_second")]
+def test_points_within_an_epoch_lie_at_the_same_steps_wherever_a_run_was_stopped():
+    pace, shown, window = summaries.Pace(total_steps=1000, seconds_per_step=32.0), {}, {}
+    pace.show = lambda number, values: shown.update({number: values})
+    for number in range(120):
+        if number == 77:  # a snapshot, and another process
+            window = json.loads(json.dumps(window))
+        window = summaries.extended(window, number, loss=float(number), seconds=0.5)
+        pace.point(number + 1, window)
+    assert list(shown) == [50, 100]
+    assert shown[50] == {"loss": 24.5, "steps_per_second": 2.0, "audio_seconds_per_second": 64.0}
+    assert shown[100]["loss"] == 74.5

@@ -3,6 +3,7 @@
 The one `pmap` of training stands here; the mathematics is in `training.step`.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -88,6 +89,7 @@ class Run:
         self.decode_example = jax.jit(model.apply)
         self.rng = jax.random.key(config.seed)
         self.knob = quantizers.kind_of(config.model).knob.name
+        self.writer: summaries.SummaryWriter | None = None  # of the first process
 
     def loop(self, checkpoints, log_dir) -> dict:
         """Every epoch: train, evaluate, report, save."""
@@ -106,10 +108,12 @@ class Run:
         if done >= self.total_steps and progress.reported:
             logging.info("This run is complete at step %d: a larger --num_epochs trains on.", done)
         first_unseen = done + progress.reported  # what a killed process wrote of later steps is told again
-        writer = summaries.SummaryWriter(log_dir, self.config, first_unseen) if jax.process_index() == 0 else None
-        if writer is not None:
+        if jax.process_index() == 0:
+            self.writer = writer = summaries.SummaryWriter(log_dir, self.config, first_unseen)
             rate = step.learning_rate(self.config.optimizer, self.total_steps)
             self.pace.show = lambda number, values: writer.steps(number, values | {"learning_rate": rate(number)})
+            if not progress.reported:  # what a killed process may have shown of this step is forgotten
+                self.pace.point(done, progress.window)
         state, summary = replicate(state), {}
         batches = self.train_batches(done)
         try:
@@ -118,17 +122,17 @@ class Run:
                 evaluated = None if self.stop.signum else self.evaluate(state)
                 if evaluated is None:
                     if not progress.reported:  # or the snapshot is there
-                        checkpoints.save(first_replica(state), progress)
+                        self.save(checkpoints, state, progress)
                     raise stopping.Stopped(self.stop.signum)
                 summary, shares = evaluated
-                if writer is not None:
-                    self.report(writer, epoch, state, progress, summary, shares)
-                progress = checkpoint.Progress(seconds=progress.seconds, skipped=progress.skipped)
-                checkpoints.save(first_replica(state), progress, self.score(summary, self.done(epoch)))
+                if self.writer is not None:
+                    self.report(epoch, state, progress, summary, shares)
+                progress = dataclasses.replace(progress, sums={}, steps=0, reported=True)
+                self.save(checkpoints, state, progress, self.score(summary, self.done(epoch)))
         finally:
             batches.close()
-            if writer is not None:
-                writer.close()
+            if self.writer is not None:
+                self.writer.close()
         if self.model.quantizer.codebook_size is not None:
             run = os.path.dirname(log_dir)
             logging.info(summaries.ENTROPY_HINT, run)
@@ -138,7 +142,13 @@ class Run:
         """Steps at the end of an epoch."""
         return (epoch + 1) * self.steps_per_epoch
 
-    def report(self, writer, epoch, state, progress, summary, shares):
+    def save(self, checkpoints, state, progress, score=None):
+        """A snapshot; a run that goes on from it does not tell again what the curves have, so these come first."""
+        if self.writer is not None:
+            self.writer.flush()
+        checkpoints.save(first_replica(state), progress, score)
+
+    def report(self, epoch, state, progress, summary, shares):
         """What an epoch came to, on stdout and to TensorBoard."""
         means = {name: total / max(progress.steps, 1) for name, total in progress.sums.items()}
         scale = first_replica(state.params["decoder"]["output_scale"]) if self.config.fixes.learnable_scale else None
@@ -147,8 +157,8 @@ class Run:
         tqdm.write(
             summaries.format_report(*place, progress.seconds, summary, means, shares, self.knob), file=sys.stdout
         )
-        writer.epoch(self.done(epoch), summary, means, shares)
-        self.write_examples(writer, self.done(epoch), state)
+        self.writer.epoch(self.done(epoch), summary, means, shares)
+        self.write_examples(self.done(epoch), state)
 
     def score(self, summary, done) -> float:
         """What ranks a snapshot, the higher the better."""
@@ -235,12 +245,12 @@ class Run:
                     continue
                 progress = self.told(progress, pending, done, started)
                 loss = float(first_replica(logs["loss"]))
-                self.pace.add(done, len(pending), time.monotonic() - started, loss)
+                self.pace.add(len(pending), time.monotonic() - started)
                 bar.set_postfix(loss=f"{loss:.4f}", whole_run=self.pace.left(done), refresh=False)
                 bar.update(len(pending))
                 pending, started = [], time.monotonic()
                 if done < last and not self.stop.signum and (by_steps or self.is_due(started - saved)):
-                    checkpoints.save(first_replica(state), progress)
+                    self.save(checkpoints, state, progress)
                     saved = started
         return state, progress
 
@@ -256,12 +266,16 @@ class Run:
         Raises:
           ValueError: too many updates in a row were skipped.
         """
-        sums, count, skipped = dict(progress.sums), progress.steps, progress.skipped
-        for number, logs in enumerate(pending, done - len(pending)):
-            logs = {name: float(value) for name, value in first_replica(logs).items()}
+        sums, count, skipped, window = dict(progress.sums), progress.steps, progress.skipped, progress.window
+        fetched = first_replica(pending)  # waits for the steps
+        elapsed = time.monotonic() - started
+        for number, logs in enumerate(fetched, done - len(pending)):
+            logs = {name: float(value) for name, value in logs.items()}
             if not logs.pop("skipped"):
                 sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
                 count, skipped = count + 1, 0
+                window = summaries.extended(window, number, logs["loss"], elapsed / len(pending))
+                self.pace.point(number + 1, window)
                 continue
             skipped += 1
             names = *step.term_names(self.model, self.config), "grad_norm"
@@ -275,8 +289,7 @@ class Run:
             logging.warning(
                 "The update of step %d was skipped, it is not finite: %s. Its clips: %s.", number, found, clips
             )
-        seconds = progress.seconds + time.monotonic() - started  # fetching the logs has waited for the steps
-        return checkpoint.Progress(sums, count, skipped, seconds, reported=False)
+        return checkpoint.Progress(sums, count, skipped, progress.seconds + elapsed, reported=False, window=window)
 
     def evaluate(self, state):
         """The validation summary, and each loss term's share of the gradient at the latents; None where it is to stop."""
@@ -328,11 +341,11 @@ class Run:
             **_sharding(),
         )
 
-    def write_examples(self, writer, done, state):
+    def write_examples(self, done, state):
         """Sound and spectrograms of the first validation clips beside what they decode to."""
         local, rate = first_replica(state), self.model.sample_rate
         params = local.params if local.average is None else local.average
         collections = self.model.collections(params, local.quantizer)
         for index, (clip, padded, lengths) in enumerate(self.examples()):
             decoded = self.decode_example(collections, padded, lengths).audio
-            writer.pair(done, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)
+            self.writer.pair(done, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import time
 from collections.abc import Callable
 
 import ml_collections
@@ -160,26 +161,37 @@ class Pace:
     def __init__(self, total_steps: int, seconds_per_step: float):
         """`seconds_per_step`: of audio, over all devices."""
         self._total, self._audio = total_steps, seconds_per_step
-        self._steps, self._seconds, self._losses = 0, 0.0, []
+        self._steps, self._seconds = 0, 0.0
         self._step_seconds: float | None = None
         self.show: Callable[[int, dict], object] = lambda number, values: None
 
-    def add(self, number: int, steps: int, seconds: float, loss: float) -> None:
-        """Up to step `number` so many `steps` took so many `seconds`; shows what has come together."""
+    def add(self, steps: int, seconds: float) -> None:
+        """So many `steps` took so many `seconds`."""
         self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-        self._losses.append(loss)
         if self._step_seconds is None or self._steps >= POINTS_EVERY:
             self._step_seconds = self._seconds / self._steps
-        if self._steps < POINTS_EVERY:
+        if self._steps >= POINTS_EVERY:
+            self._steps, self._seconds = 0, 0.0
+
+    def point(self, number: int, window: dict[str, float]) -> None:
+        """Shows the `window` of sums that ends with step `number`, where that is one to be shown."""
+        if number % POINTS_EVERY or not window:
             return
-        rate = self._steps / max(self._seconds, 1e-9)
-        values = {"loss": float(np.mean(self._losses)), "steps_per_second": rate}
+        rate = window["steps"] / max(window["seconds"], 1e-9)
+        values = {"loss": window["loss"] / window["steps"], "steps_per_second": rate}
         self.show(number, values | {"audio_seconds_per_second": rate * self._audio})
-        self._steps, self._seconds, self._losses = 0, 0.0, []
 
     def left(self, number: int) -> str:
         """How long the steps after `number` will take at this pace, without evaluation."""
         return _clock((self._total - number) * (self._step_seconds or 0.0)) + " left"
+
+
+def extended(window: dict[str, float], number: int, loss: float, seconds: float) -> dict[str, float]:
+    """The `window` with step `number`, counted from 0; the step after a point begins a new one."""
+    step = {"steps": 1.0, "loss": loss, "seconds": seconds}
+    if number % POINTS_EVERY == 0:
+        return step
+    return {name: window.get(name, 0.0) + value for name, value in step.items()}
 
 
 class SummaryWriter:
@@ -200,9 +212,13 @@ class SummaryWriter:
         except ImportError:
             raise ValueError(f"Writing {directory} needs google-cloud-storage: pip install 'jaxcodec[gcs]'.") from None
         self._lost = False
-        events = self._events.file_writer.event_writer._ev_writer
+        queue = self._events.file_writer.event_writer
+        events = queue._ev_writer
         for name in ("write_event", "flush"):
             setattr(events, name, self._kept_going(getattr(events, name)))
+        # How many events this thread has asked for, and how many the thread behind the queue has written.
+        self._asked, self._written = _Counted(queue.add_event), _Counted(events.write_event)
+        queue.add_event, events.write_event = self._asked, self._written
         self._named: set[str] = set()  # the examples whose reference is written
         self._events.add_text("config", f"```\n{config}\n```")
 
@@ -257,11 +273,30 @@ class SummaryWriter:
         picture = pictures.comparison(reference, decoded, sample_rate)
         self._events.add_image(f"{name}/spectrograms", picture, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Writes what waits to be written, which tensorboardX's own `flush` leaves in its queue."""
+        deadline = time.monotonic() + 10
+        while self._written.calls < self._asked.calls and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._events.flush()
+
     def close(self) -> None:
-        """Flushes everything."""
+        """Flushes everything, and ends."""
         self._kept_going(self._events.close)()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _Counted:
+    """A function that knows how often it has been called to its end."""
+
+    def __init__(self, function):
+        self._function, self.calls = function, 0
+
+    def __call__(self, *args):
+        result = self._function(*args)
+        self.calls += 1
+        return result
 
 
 def _start_wandb(config):
