@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample"
 SHAPES = {"1 x 1 s": (1, 1), "1 x 10 s": (1, 10), "16 x 10 s": (16, 10), "1 x 600 s": (1, 600)}  # clips, seconds
 STREAMS = (1, 8, 64)
+FEWER_BEAMS = 2  # of a second codec for tokens
 CEILING = 1024  # rows and columns of the matrices
 PAGE, MARK = ROOT / "docs/performance.md", "<!-- speed: written by benchmarks/speed.py -->\n"
 
@@ -58,6 +59,9 @@ def main():
     streams = any(title.startswith("stream") for title in args.only)
     for name in args.model:
         cases |= codec_cases(name, jaxcodec.load(name), shapes, streams)
+    if "tokens" in args.model:
+        fewer = jaxcodec.load("tokens").with_beams(FEWER_BEAMS)
+        cases |= codec_cases(f"tokens by {FEWER_BEAMS} beams", fewer, shapes, streams)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
     cases |= opus_cases()
     if any(title.startswith("peer") for title in args.only):

@@ -36,6 +36,8 @@ def make():
         model = getattr(transformers, f"{name}Model")(settings).eval()
         audio = 0.05 * torch.randn(1, 1, 10 * rate)
         cases[f"peer {name} {rate // 1000} kHz, round trip, 1 x 10 s"] = round_trip(model, audio), 10
+    model = transformers.EncodecModel(transformers.EncodecConfig())
+    cases["peer Encodec 24 kHz, generator's train step, 4 x 1 s"] = generator_step(model, 24000), 4
     return cases
 
 
@@ -46,6 +48,27 @@ def round_trip(model, audio):
     @torch.inference_mode()
     def run():
         model(audio)
+
+    return run
+
+
+def generator_step(model, rate):
+    """A function that trains encoder and decoder on 4 x 1 s by the waveform alone: no spectral loss, no discriminator."""
+    import torch
+
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    audio, bandwidth = 0.05 * torch.randn(4, 1, rate), 6.0  # kbit/s
+
+    def run():
+        z = model.encoder(audio)
+        with torch.no_grad():
+            quantized = model.quantizer.decode(model.quantizer.encode(z, bandwidth))
+        decoded = model.decoder(z + (quantized - z).detach())
+        loss = (decoded[..., :rate] - audio).abs().mean() + ((z - quantized) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     return run
 

@@ -77,6 +77,7 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     loss.mse_weight = 1.0
     loss.perceptual_weight = 0.01
     loss.loudness_weight = 0.3  # distance of loudness in bark bands; 0 leaves it out
+    loss.few_exponent = 0.0  # weight of what is for the ear, over (codebooks / a clip's codebooks) to this power
     loss.commitment_weight = 0.3
     loss.mse_bound = 10.0
     loss.clip_bound = 1.0  # of each clip's relative error: a crop of digital silence would drown the others

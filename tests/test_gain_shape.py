@@ -78,14 +78,18 @@ def test_as_many_beams_as_centroids_find_the_best_pair():
     assert not np.array_equal(np.moveaxis(rvq.search(latents, centroids, 1), 1, 2), best)
 
 
-def test_each_clip_has_the_best_codes_of_its_own_number_of_codebooks():
-    latents, centroids = normal(3, 60, 4), normal(4, 6, 4, seed=1)
-    codes = np.asarray(rvq.search(latents, centroids, 3, jnp.asarray([0, 2, 4])))
-    assert not codes[0].any() and not codes[1, 2:].any()
-    fewer, more = (np.asarray(rvq.search(latents, centroids[:count], 3)) for count in (2, 4))
-    np.testing.assert_array_equal(codes[1, :2], fewer[1])
-    np.testing.assert_array_equal(codes[2], more[2])
-    assert not np.array_equal(fewer[1], more[1, :2])
+def test_blocks_of_frames_that_do_not_exist_are_left_out_of_the_search():
+    latents, centroids = normal(2, 128, 4), normal(4, 6, 4, seed=1)
+    mask = np.arange(128) < np.array([[70], [64]])
+    codes, expected = (np.asarray(rvq.search(latents, centroids, 3, mask)) for mask in (mask, None))
+    for row, count in enumerate(mask.sum(axis=1)):
+        np.testing.assert_array_equal(codes[row, :, :count], expected[row, :, :count])
+    np.testing.assert_array_equal(codes[0], expected[0])  # of a block with one that exists all are searched
+    assert not codes[1, :, 64:].any() and expected[1, :, 64:].any()
+
+
+def test_no_codebooks_have_no_codes():
+    assert rvq.search(normal(2, 5, 4), normal(0, 6, 4), 3).shape == (2, 0, 5)
 
 
 def test_more_beams_leave_less_error():

@@ -11,6 +11,7 @@ import pytest
 import jaxcodec
 from jaxcodec import inference
 from jaxcodec.inference import functions, windows
+from jaxcodec.quantizers import rvq
 from tests import support
 
 Q, K, D = 4, 16, 8
@@ -18,9 +19,9 @@ LENGTHS = (700, 1, 0, 16, 331, 640)
 
 
 @functools.cache
-def trained(architecture="mdct", causal=True):
+def trained(architecture="mdct", causal=True, **overrides):
     """A codec with the marks of training, hop length 16 ("mdct") or 8 ("seanet")."""
-    return support.trained_codec(support.small_config(architecture, model__causal=causal))
+    return support.trained_codec(support.small_config(architecture, model__causal=causal, **overrides))
 
 
 @pytest.fixture(params=[True, False], ids=["causal", "centered"])
@@ -124,7 +125,7 @@ def test_too_little_context_would_be_seen(codec, monkeypatch):
     expected, _ = whole(codec, clip)
     operation = functions.latents_operation(codec)
     starved = operation._replace(step=functions.encode_window, context=(0, 0))
-    (codes,) = windows.run_clips(starved, (codec, codec.num_codebooks), [clip])
+    (codes,) = windows.run_clips(starved, functions.at_rate(codec, codec.num_codebooks), [clip])
     assert (expected != codes.T).any()
 
 
@@ -331,3 +332,29 @@ def test_what_a_transformation_cannot_take_is_refused_in_one_line():
         jax.jit(lambda a: jaxcodec.encode(codec, [a, a]))(np.zeros(64))
     with pytest.raises(ValueError, match="reconstruct takes an array"):
         jaxcodec.reconstruct(codec, [np.zeros(64)])
+
+
+def test_few_sizes_of_windows_serve_every_length_and_little_of_them_is_idle():
+    operation = windows.Operation(step=None, unit=1, context=(18, 1), num_frames=lambda count: count)
+    wanted = np.arange(1, 1006)
+    sizes = np.array([windows._window_frames(operation, int(count)) for count in wanted])
+    assert (sizes >= wanted + 19).all() and len(np.unique(sizes)) == 12
+    assert (sizes / (wanted + 19))[wanted > 128].max() < 1.5 and (sizes % rvq._BLOCK == 0).all()
+    assert windows._window_frames(operation, 501) == 640  # ten seconds of 20-ms frames
+    assert windows._window_frames(operation, 5000) == windows.WINDOW_FRAMES
+
+
+def test_fewer_beams_are_another_search_of_the_same_codec():
+    codec = trained(architecture="gain_shape", model__rvq__beams=8)
+    greedy, clip = codec.with_beams(1), clips((5000,))[0]
+    assert greedy.fingerprint == codec.fingerprint
+    few, many = (np.asarray(one.encode(clip)) for one in (greedy, codec))
+    latents = greedy.latents(clip)
+    np.testing.assert_array_equal(few, greedy.quantize(latents))
+    errors = [np.sum((np.asarray(latents) - np.asarray(codec.dequantize(codes))) ** 2) for codes in (few, many)]
+    assert errors[1] < errors[0]
+    for wrong in (0, K + 1, 2.0):
+        with pytest.raises(ValueError, match="beams is"):
+            codec.with_beams(wrong)
+    with pytest.raises(ValueError, match="no codebooks to search"):
+        jaxcodec.load("files").with_beams(4)

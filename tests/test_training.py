@@ -11,6 +11,7 @@ import pytest
 from jaxcodec import codec, training
 from jaxcodec.nn import losses, metrics
 from jaxcodec.quantizers import interface, rvq
+from jaxcodec.training import step as steps
 from tests import support
 
 LENGTHS = (256, 200, 131, 256, 1, 0, 90, 16, 0, 0, 250, 33, 256, 17, 64, 128)  # filler among them, a device of its own
@@ -424,6 +425,27 @@ def test_an_update_decodes_some_clips_from_fewer_codebooks():
     _, logs = b.step(to_numpy(b.state), batch, RNG)
     assert by_count.min(0).mean() < logs["mse"] < by_count.max(0).mean()
     assert abs(logs["mse"] / by_count[3].mean() - 1) > 1e-2
+
+
+def test_clips_of_few_codebooks_are_meant_to_please_the_ear_more():
+    b, batch = bench(), support.make_batch()
+    config = support.small_config(loss__few_exponent=0.5)
+    rates = jnp.array([1, 2, 4, 4, 4, 4, 4, 4])
+    output = b.model.apply(b.model.collections(b.state.params, b.state.quantizer), *batch.values(), rates)
+    heard = steps._heard(output, rates, b.model.quantizer, config.loss.few_exponent)
+    np.testing.assert_allclose(heard.quantized.hearing, (4 / np.asarray(rates)) ** 0.5)
+    alike, weighted = (steps.loss_terms(x, batch["length"], config) for x in (output, heard))
+    errors = steps.clip_errors(output, batch["length"], config)["perceptual"] * (batch["length"] > 0)
+    expected = jnp.sum(errors * heard.quantized.hearing) / jnp.sum(batch["length"] > 0)
+    np.testing.assert_allclose(weighted["perceptual"], expected, rtol=1e-5)
+    assert weighted["perceptual"] > 1.05 * alike["perceptual"] and weighted["mse"] == alike["mse"]
+    logs = [
+        functools.partial(training.train_step, model=b.model, optimizer=b.optimizer, config=config)(
+            b.state, batch, RNG
+        )[1]["perceptual"]
+        for config in (b.config, config)
+    ]
+    assert logs[1] > 1.01 * logs[0]
 
 
 def test_an_unknown_schedule_is_refused_by_name():

@@ -7,6 +7,7 @@ given by name: the number of leading codebooks of a residual quantizer, `num_cod
 
 from collections.abc import Iterable, Iterator
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def encode(codec: TrainedCodec, audio, rate=None, *, lengths=None, sample_rate: 
     """
     rate = codec.check_rate(rate, named)
     given = clips.audio_clips(codec, audio, lengths, sample_rate)
-    return _run(_encode_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
+    return _run(_encode_operation(codec), at_rate(codec, rate), given).restore(_by_row(codec, rate))
 
 
 @method
@@ -73,7 +74,7 @@ def quantize(codec: TrainedCodec, latents, rate=None, **named):
     """Latents (T, D), (B, T, D) or a list of (T, D) to codes (Q, T), (B, Q, T) or a list of (Q, T); rate as for `encode`."""
     rate = codec.check_rate(rate, named)
     given = clips.latents_clips(codec, latents)
-    return _run(_quantize_operation(codec), (codec, rate), given).restore(_by_row(codec, rate))
+    return _run(_quantize_operation(codec), at_rate(codec, rate), given).restore(_by_row(codec, rate))
 
 
 @method
@@ -117,7 +118,7 @@ def encode_blocks(codec: TrainedCodec, blocks: Iterable[np.ndarray], rate=None, 
     """
     rate = codec.check_rate(rate, named)
     pieces = (clips.audio_clips(codec, block, None, None).values[0] for block in blocks)
-    for codes in windows.run_pieces(_encode_operation(codec), (codec, rate), pieces):
+    for codes in windows.run_pieces(_encode_operation(codec), at_rate(codec, rate), pieces):
         yield np.ascontiguousarray(_by_row(codec, rate)(codes))
 
 
@@ -143,17 +144,32 @@ def latents_window(codec, audio, starts, stops):
     return z[:, : audio.shape[1] // codec.hop_length]
 
 
+class _Size(flax.struct.PyTreeNode):
+    """A rate that sizes follow from: another one is another program."""
+
+    rate: int = flax.struct.field(pytree_node=False)
+
+
+def at_rate(codec, rate):
+    """The context of windows that are encoded at a rate."""
+    codec = codec if clips.is_traced(codec) else codec.ready
+    return codec, _Size(rate) if codec.module.quantizer.rate_is_a_size else rate
+
+
 def quantize_window(context, latents, starts, stops):
-    """Latents (G, F, D) to codes (G, F, Q) at the rate in `context`, (codec, rate); zero where no frame exists."""
+    """Latents (G, F, D) to codes (G, F, Q) in a `context` of `at_rate`; zero where no frame exists."""
     codec, rate = context
-    rates = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), starts.shape), rate)
+    if isinstance(rate, _Size):
+        rates = rate.rate
+    else:
+        rates = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), starts.shape), rate)
     mask = layers.length_mask(stops, latents.shape[1], starts)
     codes = codec.module.apply(codec.variables, latents, rates, mask, method="encode_latents")
     return jnp.moveaxis(codes, 1, 2) * mask[..., None]
 
 
 def encode_window(context, audio, starts, stops):
-    """Samples (G, F * hop_length) to codes (G, F, Q) at the rate in `context`, (codec, rate)."""
+    """Samples (G, F * hop_length) to codes (G, F, Q) in a `context` of `at_rate`."""
     codec, _ = context
     z = latents_window(codec, audio, starts, stops)
     hop_length = codec.hop_length

@@ -10,7 +10,6 @@ import json
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -68,7 +67,8 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     module = codec_module.from_config(config.model, config.fixes)
     # Plain dicts, whatever they were.
     params = flax.traverse_util.unflatten_dict(flax.traverse_util.flatten_dict(params))
-    params, constants = jax.tree.map(jnp.asarray, (params, module.quantizer.constants(state)))
+    # Not jnp.asarray, which compiles a program for every shape.
+    params, constants = jax.device_put((params, module.quantizer.constants(state)))
     _check_finite({"params": params, module.quantizer.collection: constants})
     if kind := module.quantizer.prior_kind:  # the coder follows from the weights
         entropy_model = entropy.from_arrays(kind, module.quantizer.prior_arrays(params["quantizer"]))

@@ -65,8 +65,7 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
     if not clips.is_traced(chunk):
         clips.check_finite(chunk)
     rate = codec.check_rate(rate, named)
-    ready = codec if clips.is_traced(codec) else codec.ready
-    state, codes = _encode_step(ready, state, jnp.asarray(chunk), rate)
+    state, codes = _encode_step(functions.at_rate(codec, rate), state, jnp.asarray(chunk))
     return state, codes[..., : codec.module.quantizer.num_rows(rate), :]
 
 
@@ -106,7 +105,8 @@ def decode_end(codec: TrainedCodec, state: StreamState):
 
 
 @jax.jit
-def _encode_step(codec, state, chunk, rate):
+def _encode_step(context, state, chunk):
+    codec, _ = context
     batched = chunk.ndim == 2
     encoder, past = (state.encoder, state.latents) if batched else _with_batch((state.encoder, state.latents))
     encoder, new = _analyze(codec, encoder, chunk if batched else chunk[None])
@@ -114,7 +114,7 @@ def _encode_step(codec, state, chunk, rate):
     remembered, num_frames = past.shape[1], new.shape[1]
     stops = jnp.full(len(latents), latents.shape[1])
     starts = jnp.broadcast_to(remembered - state.encoded, stops.shape)
-    codes = functions.quantize_window((codec, rate), latents, starts, stops)[:, remembered:]
+    codes = functions.quantize_window(context, latents, starts, stops)[:, remembered:]
     results = encoder, latents[:, num_frames:], jnp.moveaxis(codes, 1, 2)
     encoder, past, codes = results if batched else _without_batch(results)
     encoded = jnp.minimum(state.encoded + num_frames, remembered)

@@ -116,7 +116,23 @@ class TrainedCodec(flax.struct.PyTreeNode):
     def ready(self) -> "TrainedCodec":
         """The same, with what the search for codes makes of the codebooks: many short steps do it once."""
         with jax.ensure_compile_time_eval():
-            return self.replace(constants=self.module.quantizer.ready(self.constants))
+            return self.replace(constants=jax.jit(self.module.quantizer.ready)(self.constants))
+
+    def with_beams(self, beams: int) -> "TrainedCodec":
+        """The same codec with a search for codes of `beams` beams (`quantizers.rvq.search`).
+
+        Fewer are faster and leave more error, 1 takes the nearest entry of every codebook. Its codes are decoded as all
+        others are.
+
+        Raises:
+          ValueError: a number of beams that cannot be, a codec that searches for nothing.
+        """
+        quantizer = self.module.quantizer
+        if not hasattr(quantizer, "beams"):
+            raise ValueError("this codec has no codebooks to search: beams belong to tokens.")
+        if not isinstance(beams, int) or not 1 <= beams <= self.codebook_size:
+            raise ValueError(f"beams is {beams}, expected 1 to {self.codebook_size}.")
+        return self.replace(module=self.module.clone(quantizer=quantizer.clone(beams=beams)))
 
     @functools.cached_property
     def fingerprint(self) -> bytes:

@@ -136,10 +136,12 @@ def _empty_result(op, context, value, frames):
 
 
 def _window_frames(op, num_frames):
-    """Frames of a window, context included: a power of two, so that few shapes are compiled."""
+    """Frames of a window, context included: eighths of a power of two, so that few shapes are compiled and few are idle."""
     context = sum(op.context)
     most = max(WINDOW_FRAMES, _power_of_two(4 * context))
-    return min(most, _power_of_two(max(MIN_FRAMES, num_frames + context)))
+    wanted = max(MIN_FRAMES, num_frames + context)
+    step = max(MIN_FRAMES, _power_of_two(wanted) // 8)
+    return min(most, -(-wanted // step) * step)
 
 
 def _group_size(frames, num_windows):

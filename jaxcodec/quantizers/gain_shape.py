@@ -55,11 +55,11 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def encode(self, latents, rates=None, frame_mask=None):
         coefficients, bands = _split(latents)
         state = self.codebooks.value
-        envelope_codes = self._search(bands, state["envelope"], rates)
+        envelope_codes = self._search(bands, state["envelope"], rates, frame_mask)
         told = rvq.dequantize(envelope_codes, state["envelope"].centroids)
         shape = coefficients / self._scales(told)
-        shape_rates = None if rates is None else rates - self.num_envelope
-        shape_codes = self._search(shape, state["shape"], shape_rates)
+        left = None if rates is None else max(0, rates - self.num_envelope)
+        shape_codes = self._search(shape, state["shape"], left, frame_mask)
         return jnp.concatenate([envelope_codes, shape_codes], axis=1)
 
     def decode(self, codes):

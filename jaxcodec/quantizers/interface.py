@@ -41,6 +41,7 @@ class Quantizer(nn.Module):
     collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
     penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
     prior_kind: ClassVar[str] = ""  # of the probability model that is among its parameters, a key of `entropy.MODELS`
+    rate_is_a_size: ClassVar[bool] = False  # `encode` wants the rate as a number that is known when it is compiled
     bypass: ClassVar[bool] = True  # a decoder can be given the latents themselves, to see what quantization costs
 
     def __call__(self, latents, rates=None, frame_mask=None) -> Quantized:
@@ -55,7 +56,10 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def encode(self, latents, rates=None, frame_mask=None):
-        """Latents (B, T, D) to codes (B, Q, T), for one rate the first `num_rows` of them."""
+        """Latents (B, T, D) to codes (B, Q, T), for one rate the first `num_rows` of them.
+
+        `rates` are those of `__call__`, or one rate where `rate_is_a_size`.
+        """
         return self(latents, rates, frame_mask).codes
 
     def decode(self, codes):

@@ -78,7 +78,7 @@ def quantize(latents: jax.Array, centroids: jax.Array) -> Trace:
 class Table(flax.struct.PyTreeNode):
     """Codebooks as `search` multiplies with them."""
 
-    entries: jax.Array  # (Q, D, K) whole numbers in bfloat16
+    entries: jax.Array  # (Q, D, K) whole numbers
     units: jax.Array  # (Q, K) what a one in the column of a centroid stands for
     energies: jax.Array  # (Q, K) of the centroids
 
@@ -92,32 +92,46 @@ class Tabulated(Codebooks):
 def tabulate(centroids: jax.Array) -> Table:
     """The `Table` of centroids (Q, K, D)."""
     entries, units = _whole(centroids)
-    return Table(jnp.swapaxes(entries, 1, 2), units, jnp.sum(centroids**2, axis=-1))
+    entries = jnp.swapaxes(entries, 1, 2).astype(_product_dtype())
+    return Table(entries, units, jnp.sum(centroids**2, axis=-1))
+
+
+@functools.cache
+def _product_dtype():
+    """What this machine multiplies fastest, of two with the same products: bfloat16, but on a CPU without it float32."""
+    if jax.default_backend() != "cpu":
+        return jnp.bfloat16
+    try:
+        with open("/proc/cpuinfo") as file:
+            return jnp.bfloat16 if "avx512_bf16" in file.read() else jnp.float32
+    except OSError:
+        return jnp.float32
 
 
 def _whole(vectors):
-    """Vectors (..., D) as whole numbers (..., D) in bfloat16, and what a one stands for (...).
+    """Vectors (..., D) as whole numbers (..., D) and what a one stands for (...).
 
     They are at most 256, which bfloat16 holds, and so small that a sum of D products is below 2**24, which float32 holds.
-    So products of matrices are exact: the same on every backend, of any number of rows and in whatever order they add up.
+    So products of matrices are exact: the same in both, on every backend, of any number of rows and in whatever order they
+    add up.
     """
     most = min(256, math.isqrt(2**24 // vectors.shape[-1]))
     units = jnp.maximum(jnp.max(jnp.abs(vectors), axis=-1), 1e-30) / most
-    return jnp.round(vectors / units[..., None]).astype(jnp.bfloat16), units
+    return jnp.round(vectors / units[..., None]), units
 
 
 def search(
     latents: jax.Array,
     centroids: jax.Array,
     beams: int,
-    num_codebooks: jax.Array | None = None,
+    frame_mask: jax.Array | None = None,
     table: Table | None = None,
 ) -> jax.Array:
     """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`.
 
     After each codebook the `beams` beginnings with the least error go on (M-search, LeBlanc et al. 1993): the nearest
-    centroid now may leave a residual that later codebooks have no centroid for. Of clip b only the first num_codebooks[b]
-    codebooks are searched, all when None: its codes are the best of so many, and need not be the first of more.
+    centroid now may leave a residual that later codebooks have no centroid for. Frames that frame_mask (B, T) leaves out
+    need not be searched, their codes mean nothing.
 
     Products of rounded vectors tell which go on, their true errors which is the best. `table` is that of the centroids,
     where it is known already.
@@ -125,16 +139,18 @@ def search(
     if beams == 1:
         return quantize(latents, centroids).codes  # to the bit, also where two centroids are as near
     batch, num_frames, dim = latents.shape
+    if not len(centroids):
+        return jnp.zeros((batch, 0, num_frames), jnp.int32)
+    centroids = jnp.asarray(centroids)
     stages = jnp.arange(len(centroids)), centroids, tabulate(centroids) if table is None else table
-    counts = jnp.full(batch, len(centroids)) if num_codebooks is None else num_codebooks
-    counts = jnp.broadcast_to(counts[:, None], (batch, num_frames)).reshape(-1)
     frames = latents.astype(jnp.float32).reshape(-1, dim)
+    exist = jnp.ones((batch, num_frames), bool) if frame_mask is None else frame_mask
     # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
     if isinstance(frames.shape[0], int) and frames.shape[0] % _BLOCK == 0:
-        blocks = frames.reshape(-1, _BLOCK, dim), counts.reshape(-1, _BLOCK)
-        codes = lax.map(lambda block: _search_frames(block[0], block[1], stages, beams), blocks)
+        blocks = frames.reshape(-1, _BLOCK, dim), exist.reshape(-1, _BLOCK)
+        codes = lax.map(lambda block: _search_block(block[0], block[1], stages, beams), blocks)
     else:
-        codes = _search_frames(frames, counts, stages, beams)
+        codes = _search_frames(frames, stages, beams)
     return jnp.moveaxis(codes.reshape(batch, num_frames, centroids.shape[0]), 2, 1)
 
 
@@ -142,17 +158,20 @@ _BLOCK = 64  # frames
 _GROUP = 32  # centroids
 
 
-def _search_frames(frames, counts, stages, beams):
-    """Codes (N, Q) of frames (N, D) in the first counts (N,) of the stages: numbers, centroids and table."""
+def _search_block(frames, exist, stages, beams):
+    """`_search_frames`, but for a block where none of the frames exist: the rest of a window is not searched."""
+    nothing = jnp.zeros((len(frames), len(stages[0])), jnp.int32)
+    return lax.cond(jnp.any(exist), lambda: _search_frames(frames, stages, beams), lambda: nothing)
+
+
+def _search_frames(frames, stages, beams):
+    """Codes (N, Q) of frames (N, D) in the stages: numbers, centroids and table."""
 
     def stage(carry, inputs):
         residuals, errors, paths = carry  # (N, M, D), (N, M), (N, M, Q), M = 1 before the first codebook
         number, codebook, table = inputs
         origins, codes = _best(residuals, errors, table, beams)
-        searched = (number < counts)[:, None]
-        origins = jnp.where(searched, origins, lax.top_k(-errors, 1)[1])  # the best beginning goes on as it is
-        codes = jnp.where(searched, codes, 0)
-        residuals = _pick(residuals, origins) - jnp.where(searched[..., None], codebook[codes], 0)
+        residuals = _pick(residuals, origins) - codebook[codes]
         at = (jnp.arange(paths.shape[2]) == number)[None, None]
         paths = jnp.where(at, codes[..., None], _pick(paths, origins))
         return (residuals, jnp.sum(residuals**2, axis=-1), paths), None
@@ -161,7 +180,7 @@ def _search_frames(frames, counts, stages, beams):
     errors = jnp.sum(frames**2, axis=-1)[:, None]
     paths = jnp.zeros((*errors.shape, len(stages[0])), jnp.int32)
     carry, _ = stage((frames[:, None], errors, paths), first)
-    _, errors, paths = lax.scan(stage, carry, rest)[0]
+    _, errors, paths = lax.scan(stage, carry, rest)[0] if len(stages[0]) > 1 else carry
     return _pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
 
 
@@ -175,7 +194,9 @@ def _best(residuals, errors, table, beams):
     group = math.gcd(size, _GROUP)
     group = group if size // group >= beams else 1
     whole, scales = _whole(residuals)
-    products = jnp.matmul(whole.reshape(-1, dim), table.entries, preferred_element_type=jnp.float32)
+    vectors = whole.reshape(-1, dim).astype(table.entries.dtype)
+    highest = lax.Precision.HIGHEST  # float32 is to stay what it is
+    products = jnp.matmul(vectors, table.entries, precision=highest, preferred_element_type=jnp.float32)
     units, energies = (x.reshape(-1, group) for x in (table.units, table.energies))
     # How much less error than nothing a candidate has, (N, M, groups, group).
     gains = products.reshape(num_frames, num_beams, *units.shape) * (2 * scales[..., None, None] * units[None, None])
@@ -351,6 +372,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
 
     collection = "codebooks"
     penalties = ("commitment",)
+    rate_is_a_size = True
 
     def setup(self):
         self.codebooks = self.variable(self.collection, "state", self._initial)
@@ -369,10 +391,12 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return quantized.replace(latents=keep_codebooks(quantized.trace.stages, rates))
 
     def encode(self, latents, rates=None, frame_mask=None):
-        return self._search(latents, self.codebooks.value, rates)
+        return self._search(latents, self.codebooks.value, rates, frame_mask)
 
-    def _search(self, latents, state, rates):
-        return search(latents, state.centroids, self.beams, rates, getattr(state, "table", None))
+    def _search(self, latents, state, num_codebooks, frame_mask):
+        """Codes in the first so many codebooks: the best of so many, which need not be the first of more."""
+        centroids, table = jax.tree.map(lambda x: x[:num_codebooks], (state.centroids, getattr(state, "table", None)))
+        return search(latents, centroids, self.beams, frame_mask, table)
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)

@@ -79,6 +79,7 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     def loss_fn(params):
         def forward(audio, lengths, rates):
             output = model.apply(model.collections(params, state.quantizer), audio, lengths, rates)
+            output = _heard(output, rates, model.quantizer, config.loss.few_exponent)
             return output, clip_errors(output, lengths, config)
 
         groups = config.gradient_accumulation_steps
@@ -111,6 +112,13 @@ def train_step(state: TrainState, batch, rng, *, model: Codec, optimizer, config
     logs["skipped"] = 1.0 - finite
     logs["output_scale"] = new_state.params["decoder"].get("output_scale", jnp.ones(()))
     return new_state, logs
+
+
+def _heard(output, rates, quantizer, exponent):
+    """The output, its clips of fewer codebooks meant to please the ear more; they cannot have the waveform."""
+    if not exponent or not quantizer.rate_is_a_size:
+        return output
+    return output.replace(quantized=output.quantized.replace(hearing=(quantizer.rates[-1] / rates) ** exponent))
 
 
 def _in_groups(function, groups, *arrays):
