@@ -11,6 +11,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcodec.quantizers import interface
@@ -474,7 +475,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return constants | ({"table": tabulate(constants["centroids"])} if self.beams > 1 else {})
 
     def state_of(self, constants):
-        nothing = jnp.zeros(())  # the averages that training needs
+        nothing = np.zeros((), np.float32)  # the averages that training needs
         kind = Tabulated if "table" in constants else Codebooks
         return kind(**{"counts": nothing, "sums": nothing, **constants})
 
