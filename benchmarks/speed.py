@@ -127,7 +127,9 @@ def training(name):
             "audio": speech(config.batch_size * config.data.crop_seconds).reshape(config.batch_size, -1)[:, :samples]
         }
         batch["length"] = np.full(config.batch_size, samples, np.int32)
-        state = jax.jit(lambda rng: training_module.init_state(model, optimizer, rng))(jax.random.key(0))
+        average = config.optimizer.average_decay > 0
+        init = functools.partial(training_module.init_state, model, optimizer, average=average)
+        state = jax.jit(init)(jax.random.key(0))
         return jax.jit(update), state, batch
 
     def step():
