@@ -9,6 +9,7 @@ from absl import flags  # noqa: F401, ml_collections needs it first
 
 from configs import tiny
 from jaxcodec.training import summaries
+from tests import crash_train
 
 
 def make_sums(**changes):
@@ -161,3 +162,22 @@ def test_points_within_an_epoch_lie_at_the_same_steps_wherever_a_run_was_stopped
     assert list(shown) == [50, 100]
     assert shown[50] == {"loss": 24.5, "steps_per_second": 2.0, "audio_seconds_per_second": 64.0}
     assert shown[100]["loss"] == 74.5
+
+
+def test_a_skipped_step_begins_or_ends_a_window_and_is_no_part_of_its_means():
+    pace, shown, window = summaries.Pace(total_steps=1000, seconds_per_step=32.0), {}, {}
+    pace.show = lambda number, values: shown.update({number: values})
+    for number in range(150):
+        window = summaries.extended(window, number, None if number in (49, 50) else float(number), seconds=0.5)
+        pace.point(number + 1, window)
+    assert list(shown) == [50, 100, 150]
+    assert (shown[50]["loss"], shown[100]["loss"]) == (24.0, 75.0)
+
+
+def test_what_is_flushed_is_on_disk_before_the_writer_is_closed(tmp_path):
+    writer = summaries.SummaryWriter(str(tmp_path / "run" / "tensorboard"), tiny.get_config())
+    for number in range(300):
+        writer.steps(number, {"loss": 1.0})
+    writer.flush()
+    assert len(crash_train.points(tmp_path, "run")) == 300
+    writer.close()

@@ -43,9 +43,7 @@ class Progress:
     skipped: int = 0  # of the last steps in a row
     seconds: float = 0.0  # of training
     reported: bool = True  # whether the epoch that ends with this step was
-    window: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # "steps", "loss", "seconds" since the last point
+    window: dict[str, float] = dataclasses.field(default_factory=dict)  # of the curves, see `summaries.extended`
 
 
 class Checkpoints:

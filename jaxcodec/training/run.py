@@ -271,11 +271,12 @@ class Run:
         elapsed = time.monotonic() - started
         for number, logs in enumerate(fetched, done - len(pending)):
             logs = {name: float(value) for name, value in logs.items()}
-            if not logs.pop("skipped"):
+            is_skipped = bool(logs.pop("skipped"))
+            window = summaries.extended(window, number, None if is_skipped else logs["loss"], elapsed / len(pending))
+            self.pace.point(number + 1, window)
+            if not is_skipped:
                 sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
                 count, skipped = count + 1, 0
-                window = summaries.extended(window, number, logs["loss"], elapsed / len(pending))
-                self.pace.point(number + 1, window)
                 continue
             skipped += 1
             names = *step.term_names(self.model, self.config), "grad_norm"

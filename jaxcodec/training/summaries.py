@@ -186,12 +186,11 @@ class Pace:
         return _clock((self._total - number) * (self._step_seconds or 0.0)) + " left"
 
 
-def extended(window: dict[str, float], number: int, loss: float, seconds: float) -> dict[str, float]:
-    """The `window` with step `number`, counted from 0; the step after a point begins a new one."""
-    step = {"steps": 1.0, "loss": loss, "seconds": seconds}
-    if number % POINTS_EVERY == 0:
-        return step
-    return {name: window.get(name, 0.0) + value for name, value in step.items()}
+def extended(window: dict[str, float], number: int, loss: float | None, seconds: float) -> dict[str, float]:
+    """The `window` with step `number`, counted from 0, but for a skipped one; the step after a point begins a new one."""
+    window = {} if number % POINTS_EVERY == 0 else window
+    step = {} if loss is None else {"steps": 1.0, "loss": loss, "seconds": seconds}
+    return window | {name: window.get(name, 0.0) + value for name, value in step.items()}
 
 
 class SummaryWriter:
