@@ -211,13 +211,10 @@ class SummaryWriter:
         except ImportError:
             raise ValueError(f"Writing {directory} needs google-cloud-storage: pip install 'jaxcodec[gcs]'.") from None
         self._lost = False
-        queue = self._events.file_writer.event_writer
-        events = queue._ev_writer
-        for name in ("write_event", "flush"):
-            setattr(events, name, self._kept_going(getattr(events, name)))
-        # How many events this thread has asked for, and how many the thread behind the queue has written.
-        self._asked, self._written = _Counted(queue.add_event), _Counted(events.write_event)
-        queue.add_event, events.write_event = self._asked, self._written
+        events = self._events.file_writer.event_writer._ev_writer  # of the thread behind the queue
+        events.write_event = self._marking(self._kept_going(events.write_event))
+        events.flush = self._kept_going(events.flush)
+        self._asked = self._reached = 0  # marks that flush has put into the queue, and that have come out of it
         self._named: set[str] = set()  # the examples whose reference is written
         self._events.add_text("config", f"```\n{config}\n```")
 
@@ -233,6 +230,17 @@ class SummaryWriter:
                 self._lost = True
 
         return attempt
+
+    def _marking(self, write):
+        """`write` that takes note of a mark in place of writing it."""
+
+        def write_or_note(event):
+            if isinstance(event, int):
+                self._reached = event
+            else:
+                write(event)
+
+        return write_or_note
 
     def epoch(self, step: int, summary: dict, train: dict, shares: dict) -> None:
         """Writes what `format_report` shows as scalars, and the codebooks' usage as a heat map."""
@@ -274,8 +282,10 @@ class SummaryWriter:
 
     def flush(self) -> None:
         """Writes what waits to be written, which tensorboardX's own `flush` leaves in its queue."""
+        self._asked += 1
+        self._events.file_writer.event_writer.add_event(self._asked)
         deadline = time.monotonic() + 10
-        while self._written.calls < self._asked.calls and time.monotonic() < deadline:
+        while self._reached < self._asked and time.monotonic() < deadline:
             time.sleep(0.001)
         self._events.flush()
 
@@ -284,18 +294,6 @@ class SummaryWriter:
         self._kept_going(self._events.close)()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-class _Counted:
-    """A function that knows how often it has been called to its end."""
-
-    def __init__(self, function):
-        self._function, self.calls = function, 0
-
-    def __call__(self, *args):
-        result = self._function(*args)
-        self.calls += 1
-        return result
 
 
 def _start_wandb(config):
