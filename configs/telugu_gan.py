@@ -25,6 +25,7 @@ def get_config(size: str = "small") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 5e-4
     config.optimizer.b1 = 0.8
     if size == "small":
+        config.data.crop_seconds = 1.0
         config.adversarial.fft_lengths = (256, 512)
         config.adversarial.periods = (2, 5)
         config.adversarial.spectrogram_width = config.adversarial.period_width = 12

@@ -140,8 +140,10 @@ def test_one_step_on_eight_devices_is_one_step_on_one():
     many_state, many_logs = on_eight_devices(b.train_step, replicated=(None, 0, None))(b.state, shards(batch), RNG)
     support.assert_trees_close(many_logs, logs, rtol=1e-3)
     support.assert_trees_close(many_state.params, new_state.params, rtol=1e-3, atol=1e-6)
-    # Adam moves all by its learning rate of 1e-3, whatever the scale, and not where a gradient has another sign.
-    support.assert_trees_close(many_state.adversary.params, new_state.adversary.params, rtol=0, atol=2e-4)
+    # Adam moves all by its learning rate, even where the gradient is nothing but rounding; its moments say how large it is.
+    means, many_means = (optax.tree.get(s.adversary.opt_state, "mu") for s in (new_state, many_state))
+    assert all(np.abs(mean).max() > 1e-5 for mean in jax.tree.leaves(means) if mean.ndim > 1)
+    support.assert_trees_close(many_means, means, rtol=1e-3, atol=1e-6)
 
 
 def test_discriminators_learn_to_tell_what_is_decoded():
