@@ -219,7 +219,10 @@ def check_codes(codec, codes):
         expected = f"{least} to {most}" if codec.knob.nested else most
         raise ValueError(f"codes {codes.shape} hold {codes.shape[-2]} codebooks, expected {expected}: (..., Q, T).")
     low, high = codec.module.quantizer.code_range
-    if not is_traced(codes) and codes.size and not low <= codes.min() <= codes.max() <= high:
+    if is_traced(codes) or not codes.size:
+        return
+    codes = np.asarray(codes)  # a copy from a device takes less than two reductions on it
+    if not low <= codes.min() <= codes.max() <= high:
         raise ValueError(
             f"codes lie in [{codes.min()}, {codes.max()}], expected [{low}, {high}]: were they made by another model?"
         )

@@ -66,7 +66,8 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
         clips.check_finite(chunk)
     rate = codec.check_rate(rate, named)
     state, codes = _encode_step(functions.at_rate(codec, rate), state, jnp.asarray(chunk))
-    return state, codes[..., : codec.module.quantizer.num_rows(rate), :]
+    rows = codec.module.quantizer.num_rows(rate)
+    return state, codes if rows == codes.shape[-2] else codes[..., :rows, :]
 
 
 def decode_step(codec: TrainedCodec, state: StreamState, codes):

@@ -143,7 +143,7 @@ def search(
     if not len(centroids):
         return jnp.zeros((batch, 0, num_frames), jnp.int32)
     centroids = jnp.asarray(centroids)
-    stages = jnp.arange(len(centroids)), centroids, tabulate(centroids) if table is None else table
+    stages = centroids, tabulate(centroids) if table is None else table
     frames = latents.astype(jnp.float32).reshape(-1, dim)
     exist = jnp.ones((batch, num_frames), bool) if frame_mask is None else frame_mask
     # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
@@ -161,27 +161,29 @@ _GROUP = 32  # centroids
 
 def _search_block(frames, exist, stages, beams):
     """`_search_frames`, but for a block where none of the frames exist: the rest of a window is not searched."""
-    nothing = jnp.zeros((len(frames), len(stages[0])), jnp.int32)
+    nothing = jnp.zeros((len(frames), stages[0].shape[0]), jnp.int32)
     return lax.cond(jnp.any(exist), lambda: _search_frames(frames, stages, beams), lambda: nothing)
 
 
 def _search_frames(frames, stages, beams):
-    """Codes (N, Q) of frames (N, D) in the stages: numbers, centroids and table."""
+    """Codes (N, Q) of frames (N, D) in the stages: centroids and table."""
+    (count, size, dim), centroids = stages[0].shape, stages[0]
+    entries = centroids.reshape(-1, dim)
 
-    def stage(carry, inputs):
+    def stage(carry, number):
+        # Looked up in the whole by their number: to slice the codebooks first would copy all of them for every frame.
         residuals, errors, paths = carry  # (N, M, D), (N, M), (N, M, Q), M = 1 before the first codebook
-        number, codebook, table = inputs
+        table = jax.tree.map(lambda x: x.at[number].get(mode="promise_in_bounds"), stages[1])
         origins, codes = _best(residuals, errors, table, beams)
-        residuals = _pick(residuals, origins) - codebook[codes]
-        at = (jnp.arange(paths.shape[2]) == number)[None, None]
+        residuals = _pick(residuals, origins) - entries[number * size + codes]
+        at = (jnp.arange(count) == number)[None, None]
         paths = jnp.where(at, codes[..., None], _pick(paths, origins))
         return (residuals, jnp.sum(residuals**2, axis=-1), paths), None
 
-    first, rest = (jax.tree.map(lambda x, part=part: x[part], stages) for part in (0, slice(1, None)))
     errors = jnp.sum(frames**2, axis=-1)[:, None]
-    paths = jnp.zeros((*errors.shape, len(stages[0])), jnp.int32)
-    carry, _ = stage((frames[:, None], errors, paths), first)
-    _, errors, paths = lax.scan(stage, carry, rest)[0] if len(stages[0]) > 1 else carry
+    paths = jnp.zeros((*errors.shape, count), jnp.int32)
+    carry, _ = stage((frames[:, None], errors, paths), 0)
+    _, errors, paths = lax.scan(stage, carry, jnp.arange(1, count))[0] if count > 1 else carry
     return _pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
 
 
