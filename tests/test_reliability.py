@@ -251,8 +251,8 @@ def test_a_snapshot_that_another_was_to_replace_comes_back_where_that_was_never_
     (tmp_path / "1").rename(tmp_path / "1.replaced")
     assert int(restore(config, tmp_path, state)[0].step) == 1
     saved(state, tmp_path, (1,))
-    assert int(restore(config, tmp_path, state)[0].step) == 1
     assert not list(tmp_path.glob("*.replaced"))
+    assert int(restore(config, tmp_path, state)[0].step) == 1
 
 
 def test_a_state_that_is_not_finite_is_never_saved(state, tmp_path):

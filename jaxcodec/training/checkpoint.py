@@ -70,6 +70,8 @@ class Checkpoints:
             ) from error
         self._lock = _locked(path, directory) if jax.process_index() == 0 else None
         _put_back(path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("put back")
         policies = ocp.checkpoint_managers
         kept = policies.AnyPreservationPolicy([policies.LatestN(2), policies.BestN(get_metric_fn=_snr, n=1)])
         options = ocp.CheckpointManagerOptions(best_fn=_snr, best_mode="max", preservation_policy=kept)
@@ -84,6 +86,7 @@ class Checkpoints:
                 stack.callback(self._lock.close)
             stack.callback(self._manager.close)
             self._manager.wait_until_finished()
+            _put_back(epath.Path(self._manager.directory))
 
     @contextlib.contextmanager
     def _naming_failure(self):
@@ -286,8 +289,6 @@ def _put_back(path):
                 aside.rmtree()
             else:
                 aside.rename(whole)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("put back")
 
 
 def load_model(directory: str, *, best: bool = True) -> tuple[dict, Any, ml_collections.ConfigDict]:
