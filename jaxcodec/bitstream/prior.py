@@ -500,7 +500,7 @@ def _controller():
 
 
 def _limited(x, limit):
-    """`x` between -limit and limit, in place: `np.clip` takes several times as long."""
+    """`x` between -limit and limit, in place; `np.clip` takes longer on small arrays."""
     return np.minimum(np.maximum(x, -limit, out=x), limit, out=x)
 
 
@@ -525,7 +525,8 @@ def _beside(x, distance):
     total = np.zeros_like(x)
     total[:, distance:] = x[:, :-distance]
     total[:, :-distance] += x[:, distance:]
-    return np.rint(np.divide(total, 2, out=total), out=total)
+    total /= 2
+    return np.rint(total, out=total)
 
 
 def _before(x):
@@ -547,16 +548,18 @@ def _steps(quality, shaping, levels, num_bins):
     return _Steps(eighths + quality[:, None], envelope)
 
 
+def _index(x, limit):
+    """Index of whole numbers, which are overwritten, in a table from -limit to limit."""
+    return (_limited(x, limit) + limit).astype(np.intp)
+
+
 def _clip_step(difference):
-    limit = 8 * layout.MAX_STEP_DB
-    return (_limited(difference, limit) + limit).astype(np.intp)
+    return _index(difference, 8 * layout.MAX_STEP_DB)
 
 
 def _grid_index(logits, step, most):
     """Index of a logit in its table."""
-    limit = round(most / step)
-    index = logits / (UNIT * step)
-    return (_limited(np.rint(index, out=index), limit) + limit).astype(np.intp)
+    return _index(np.rint(logits / (UNIT * step)), round(most / step))
 
 
 # Tables, the same everywhere: `decimal` rounds correctly.

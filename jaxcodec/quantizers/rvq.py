@@ -7,6 +7,7 @@ Sources: residual vector quantization as in SoundStream (Zeghidour et al. 2021, 
 
 import functools
 import math
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -127,6 +128,7 @@ def search(
     beams: int,
     frame_mask: jax.Array | None = None,
     table: Table | None = None,
+    num_codebooks: int | None = None,
 ) -> jax.Array:
     """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`.
 
@@ -135,15 +137,16 @@ def search(
     need not be searched, their codes mean nothing.
 
     Products of rounded vectors tell which go on, their true errors which is the best. `table` is that of the centroids,
-    where it is known already.
+    where it is known already. Of more than `num_codebooks` the first so many are searched.
     """
     if beams == 1:
-        return quantize(latents, centroids).codes  # to the bit, also where two centroids are as near
+        return quantize(latents, centroids[:num_codebooks]).codes  # to the bit, also where two centroids are as near
     batch, num_frames, dim = latents.shape
-    if not len(centroids):
+    count = len(centroids) if num_codebooks is None else min(num_codebooks, len(centroids))
+    if not count:
         return jnp.zeros((batch, 0, num_frames), jnp.int32)
     centroids = jnp.asarray(centroids)
-    stages = centroids, tabulate(centroids) if table is None else table
+    stages = _Stages(count, centroids, tabulate(centroids[:count]) if table is None else table)
     frames = latents.astype(jnp.float32).reshape(-1, dim)
     exist = jnp.ones((batch, num_frames), bool) if frame_mask is None else frame_mask
     # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
@@ -152,7 +155,18 @@ def search(
         codes = lax.map(lambda block: _search_block(block[0], block[1], stages, beams), blocks)
     else:
         codes = _search_frames(frames, stages, beams)
-    return jnp.moveaxis(codes.reshape(batch, num_frames, centroids.shape[0]), 2, 1)
+    return jnp.moveaxis(codes.reshape(batch, num_frames, count), 2, 1)
+
+
+class _Stages(NamedTuple):
+    """What a search goes through: the first `number` codebooks and their table.
+
+    Both are looked up in the whole. Slices of them would be copies, for every block of frames.
+    """
+
+    number: int
+    centroids: jax.Array  # (Q, K, D)
+    table: Table
 
 
 _BLOCK = 64  # frames
@@ -161,29 +175,28 @@ _GROUP = 32  # centroids
 
 def _search_block(frames, exist, stages, beams):
     """`_search_frames`, but for a block where none of the frames exist: the rest of a window is not searched."""
-    nothing = jnp.zeros((len(frames), stages[0].shape[0]), jnp.int32)
+    nothing = jnp.zeros((len(frames), stages.number), jnp.int32)
     return lax.cond(jnp.any(exist), lambda: _search_frames(frames, stages, beams), lambda: nothing)
 
 
 def _search_frames(frames, stages, beams):
-    """Codes (N, Q) of frames (N, D) in the stages: centroids and table."""
-    (count, size, dim), centroids = stages[0].shape, stages[0]
-    entries = centroids.reshape(-1, dim)
+    """Codes (N, Q) of frames (N, D) in the stages."""
+    _, size, dim = stages.centroids.shape
+    entries = stages.centroids.reshape(-1, dim)
 
     def stage(carry, number):
-        # Looked up in the whole by their number: to slice the codebooks first would copy all of them for every frame.
         residuals, errors, paths = carry  # (N, M, D), (N, M), (N, M, Q), M = 1 before the first codebook
-        table = jax.tree.map(lambda x: x.at[number].get(mode="promise_in_bounds"), stages[1])
+        table = jax.tree.map(lambda x: x.at[number].get(mode="promise_in_bounds"), stages.table)
         origins, codes = _best(residuals, errors, table, beams)
         residuals = _pick(residuals, origins) - entries[number * size + codes]
-        at = (jnp.arange(count) == number)[None, None]
+        at = (jnp.arange(stages.number) == number)[None, None]
         paths = jnp.where(at, codes[..., None], _pick(paths, origins))
         return (residuals, jnp.sum(residuals**2, axis=-1), paths), None
 
     errors = jnp.sum(frames**2, axis=-1)[:, None]
-    paths = jnp.zeros((*errors.shape, count), jnp.int32)
+    paths = jnp.zeros((*errors.shape, stages.number), jnp.int32)
     carry, _ = stage((frames[:, None], errors, paths), 0)
-    _, errors, paths = lax.scan(stage, carry, jnp.arange(1, count))[0] if count > 1 else carry
+    _, errors, paths = lax.scan(stage, carry, jnp.arange(1, stages.number))[0] if stages.number > 1 else carry
     return _pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
 
 
@@ -398,8 +411,8 @@ class ResidualVectorQuantizer(interface.Quantizer):
 
     def _search(self, latents, state, num_codebooks, frame_mask):
         """Codes in the first so many codebooks: the best of so many, which need not be the first of more."""
-        centroids, table = jax.tree.map(lambda x: x[:num_codebooks], (state.centroids, getattr(state, "table", None)))
-        return search(latents, centroids, self.beams, frame_mask, table)
+        table = getattr(state, "table", None)
+        return search(latents, state.centroids, self.beams, frame_mask, table, num_codebooks)
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
