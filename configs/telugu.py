@@ -39,7 +39,7 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     model.architecture = "gain_shape"
     model.quantizer = "rvq"
     model.sample_rate = 16000
-    model.latent_dim = 200 + 11  # coefficients of the spectrum, the lowest 5 kHz, and bands of the envelope
+    model.latent_dim = 200 + 11 + 1  # coefficients of the spectrum, the lowest 5 kHz, bands of the envelope, the rate
     model.width = 256
     model.causal = True  # no frame sees a later one, but for the decoder's look-ahead
     model.output_scale = 2.5
@@ -53,6 +53,7 @@ def get_config(preset: str = "8kbps") -> ml_collections.ConfigDict:
     gain_shape.kernel_size = 7  # frames
     gain_shape.expansion = 3
     gain_shape.lookahead = 1  # frames the decoder sees ahead
+    gain_shape.told_rate = True  # the decoder knows how many codebooks there are
 
     model.rvq = rvq = ml_collections.ConfigDict()
     rvq.num_codebooks = CODEBOOKS[preset]

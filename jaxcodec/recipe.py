@@ -78,6 +78,7 @@ BOUNDS: dict[str, dict[str, _Bound]] = {
     "model.gain_shape": {
         "hop_length": _HOP_LENGTH,
         "tilt": _real(0, 1),
+        "told_rate": _FLAG,
         "encoder_depth": _DEPTH,
         "decoder_depth": _DEPTH,
         "kernel_size": _KERNEL_SIZE,
@@ -98,7 +99,10 @@ BOUNDS: dict[str, dict[str, _Bound]] = {
     "model.scalar": {"width": _whole(2, 4096), "depth": _DEPTH},
     "fixes": dict.fromkeys(FIXES, _FLAG),
 }
-_LATER = {"model.rvq": {"envelope_codebooks", "beams"}}  # models of before these fields do not have them
+_LATER = {
+    "model.rvq": {"envelope_codebooks", "beams"},
+    "model.gain_shape": {"told_rate"},
+}  # models of before these fields do not have them
 
 _NESTED = {
     "mdct": ("hop_length", "latent_gain", "encoder_depth", "decoder_depth", "kernel_size", "identity"),

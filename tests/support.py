@@ -29,7 +29,7 @@ def small_config(architecture="mdct", **overrides):
         "model": dict(
             architecture=architecture,
             sample_rate=16000,
-            latent_dim=24 + layout.NUM_BANDS if gain_shape else 8,
+            latent_dim=24 + layout.NUM_BANDS + 1 if gain_shape else 8,
             width=8,
             causal=False,
             output_scale=2.5,
@@ -59,9 +59,8 @@ def small_config(architecture="mdct", **overrides):
     }
     flat = {f"{section}.{name}": value for section, names in values.items() for name, value in names.items()}
     if gain_shape:
-        section = dict(
-            hop_length=40, tilt=0.3, encoder_depth=1, decoder_depth=1, kernel_size=3, expansion=2, lookahead=0
-        )
+        section = dict(hop_length=40, tilt=0.3, encoder_depth=1, decoder_depth=1, kernel_size=3, expansion=2)
+        section |= dict(lookahead=0, told_rate=True)
         with config.unlocked():
             config.model.update(gain_shape=section, rvq=dict(envelope_codebooks=1, beams=1))
     flat |= {name.replace("__", "."): value for name, value in overrides.items()}

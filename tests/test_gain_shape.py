@@ -16,7 +16,7 @@ from jaxcodec.nn import envelope, networks, spectral
 from jaxcodec.quantizers import layout, rvq
 from tests import support
 
-N, F = layout.NUM_BANDS, 40
+N, F, C = layout.NUM_BANDS, 40, 24  # bands, coefficients of the spectrum, and those coded
 
 
 def normal(*shape, seed=0):
@@ -118,7 +118,7 @@ def test_codes_decode_to_the_quantized_latents_at_every_number_of_codebooks():
     for count in range(1, 5):
         expected = apply(codec, "requantize", quantized, jnp.array([count])).latents
         np.testing.assert_array_equal(apply(codec, "dequantize", codes[:, :count]), expected)
-    assert not np.any(apply(codec, "dequantize", codes[:, :1])[..., :-N])  # an envelope alone has no coefficients
+    assert not np.any(apply(codec, "dequantize", codes[:, :1])[..., :C])  # an envelope alone has no coefficients
 
 
 def test_quieter_speech_has_the_same_shape_codes_where_the_envelope_tells_its_level():
@@ -144,11 +144,11 @@ def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does
         return jnp.sum(apply(codec, "penalize", latents, quantized, mask)["commitment"].values)
 
     gradient = np.asarray(jax.grad(commitment)(latents))
-    assert np.abs(gradient[..., :-N]).max() > 0
-    assert not gradient[..., -N:].any()
+    assert np.abs(gradient[..., :C]).max() > 0
+    assert not gradient[..., C:].any()
     quantized = apply(codec, "quantize", latents)
-    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), quantized.latents[..., -N:])
-    left = (latents - quantized.latents)[..., :-N] / scales
+    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), quantized.latents[..., C : C + N])
+    left = (latents - quantized.latents)[..., :C] / scales
     np.testing.assert_allclose(commitment(latents), np.sum(left**2), rtol=1e-4)
 
 
@@ -186,9 +186,9 @@ def test_fewer_codebooks_are_searched_on_their_own():
     codes = np.asarray(jaxcodec.encode(codec, clip))
     latents, bands = (
         np.asarray(jaxcodec.latents(codec, clip)),
-        np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, -N:],
+        np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, C : C + N],
     )
-    shape = latents[:, :-N] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
+    shape = latents[:, :C] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
     for count in (1, 2, 3):
         fewer = np.asarray(jaxcodec.encode(codec, clip, count))
         np.testing.assert_array_equal(fewer[0], codes[0])
@@ -220,7 +220,7 @@ def test_where_only_the_envelope_is_told_it_is_filled_with_noise_of_its_level():
     codec = support.untrained_codec(architecture="gain_shape", model__causal=True)
     bands = np.full((400, N), -40, np.float32) + 4 * normal(400, N)
     bands[200:, :5] -= 20
-    latents = np.concatenate([np.zeros((400, codec.module.latent_dim - N), np.float32), bands], axis=-1)
+    latents = np.concatenate([np.zeros((400, C), np.float32), bands, np.zeros((len(bands), 1), np.float32)], axis=-1)
     decoded = jaxcodec.synthesize(codec, latents)
     spectrum = spectral.mdct(decoded[None], F)
     for half in (slice(5, 195), slice(205, 395)):
@@ -243,7 +243,7 @@ def test_no_gradient_goes_through_the_noise():
 def test_the_decoder_says_how_loud_the_noise_of_a_band_is():
     codec = support.untrained_codec(architecture="gain_shape", model__causal=True)
     bands = np.full((100, N), -40, np.float32) + 4 * normal(100, N)
-    latents = np.concatenate([np.zeros((100, codec.module.latent_dim - N), np.float32), bands], axis=-1)
+    latents = np.concatenate([np.zeros((100, C), np.float32), bands, np.zeros((len(bands), 1), np.float32)], axis=-1)
     params = flax.traverse_util.flatten_dict(codec.params)
     bias = "decoder", "network", "output", "bias"
     louder = flax.traverse_util.unflatten_dict(params | {bias: jnp.asarray(params[bias]).at[-1].add(2)})
@@ -259,9 +259,9 @@ def test_the_encoder_turns_a_shape_and_keeps_its_length():
     codec = trained()
     plain = jaxcodec.latents(trained(model__gain_shape__encoder_depth=0), speech())
     latents = jaxcodec.latents(codec, speech())
-    np.testing.assert_array_equal(latents[:, -N:], plain[:, -N:])
-    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), latents[:, -N:])
-    turned, shape = (np.asarray(x[:, :-N] / scales) for x in (latents, plain))
+    np.testing.assert_array_equal(latents[:, C : C + N], plain[:, C : C + N])
+    scales = apply(codec, lambda module, bands: module.quantizer._scales(bands), latents[:, C : C + N])
+    turned, shape = (np.asarray(x[:, :C] / scales) for x in (latents, plain))
     np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(shape, axis=-1), rtol=1e-3)
     assert np.abs(turned - shape).max() > 0.1
 
@@ -313,7 +313,10 @@ def test_an_unknown_preset_is_refused():
         (dict(model__rvq__envelope_codebooks=0), 'envelope_codebooks is 0: the architecture "gain_shape" needs'),
         (dict(model__rvq__envelope_codebooks=4), "envelope_codebooks is 4 of 4: none is left"),
         (dict(model__rvq__beams=0), "model.rvq.beams is 0, expected a whole number from 1 to 64"),
-        (dict(model__latent_dim=N), f"latent_dim is {N}, expected 1 to 40 coefficients and {N} bands"),
+        (
+            dict(model__latent_dim=N + 1),
+            f"latent_dim is {N + 1}, expected 1 to 40 coefficients and {N} bands and the rate",
+        ),
         (dict(model__gain_shape__hop_length=16), "16 coefficients are too few for 11 bands"),
         (dict(model__gain_shape__lookahead=3), "lookahead is 3, expected 0 to kernel_size - 1"),
     ],

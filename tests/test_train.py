@@ -17,6 +17,8 @@ import jaxcodec
 import train as driver
 from configs import tiny
 from jaxcodec import audio, codec, data, pcm
+from jaxcodec.inference import pretrained
+from jaxcodec.quantizers import layout
 from jaxcodec.training import checkpoint, run, step
 from tests import support, test_adversarial, test_scalar
 
@@ -173,6 +175,32 @@ def test_a_run_starts_from_the_weights_of_another_of_the_same_model(trained, con
     config.model.width += 16
     with pytest.raises(ValueError, match=r"has model.width = 32, this config says 48"):
         start()
+
+
+def test_a_model_that_was_not_told_its_rate_goes_on_as_one_that_is_told(config):
+    older = support.small_config("gain_shape", model__causal=True, model__latent_dim=24 + layout.NUM_BANDS)
+    with older.unlocked():
+        del older.model.gain_shape.told_rate
+    before = support.trained_codec(older)
+    path = f"{config.checkpoint_dir}/older.safetensors"
+    pretrained.save(before, path)
+    newer = support.small_config("gain_shape", model__causal=True, init_from=path)
+    newer.data.update(config.data)
+    splits = [data.open_split(newer.data, split) for split in ("train", "validation")]
+    one = run.Run(newer, codec.from_config(newer.model, newer.fixes), *splits)
+    state = one.start(one.init_state())
+    after = pretrained.make(state.params, state.quantizer, newer)
+    codes = before.encode(support.speech_like(1, 2000)[0])
+    np.testing.assert_array_equal(after.encode(support.speech_like(1, 2000)[0]), codes)
+    for count in (1, 2, 4):
+        np.testing.assert_allclose(after.decode(codes[:count]), before.decode(codes[:count]), atol=1e-6)
+        np.testing.assert_allclose(after.dequantize(codes[:count])[:, -1], np.log2(count), atol=1e-6)
+    params = flax.traverse_util.flatten_dict(state.params)
+    listening = params["decoder", "network", "input", "kernel"].copy()
+    listening[-1] = 1.0
+    params["decoder", "network", "input", "kernel"] = listening
+    told = after.replace(params=flax.traverse_util.unflatten_dict(params))
+    assert np.abs(told.decode(codes) - after.decode(codes)).max() > 1e-3
 
 
 def test_what_makes_a_snapshot_the_best_follows_what_is_trained_for(config):

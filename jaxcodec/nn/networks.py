@@ -247,6 +247,8 @@ class GainShapeAnalysis(_MDCTNetwork):
 
     latent_dim: int
     tilt: float
+    told_rate: bool
+    num_codebooks: int
 
     num_frames = MDCTAnalysis.num_frames
     context = MDCTAnalysis.context
@@ -255,7 +257,7 @@ class GainShapeAnalysis(_MDCTNetwork):
     def __call__(self, audio, mask):
         spectrum, mask = _spectrum(self, audio, mask, self.hop_length)
         bands = envelope.band_decibels(spectrum)
-        num_coefficients = self.latent_dim - layout.NUM_BANDS
+        num_coefficients = self.latent_dim - layout.NUM_BANDS - self.told_rate
         coefficients = spectrum[..., :num_coefficients]
         if self.depth:
             scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
@@ -263,7 +265,10 @@ class GainShapeAnalysis(_MDCTNetwork):
             inputs = jnp.arcsinh(shape), bands / 20
             offsets = self.blocks(jnp.concatenate(inputs, axis=-1), mask, num_coefficients)
             coefficients = _turned(shape[..., :num_coefficients], offsets) * scales[..., :num_coefficients]
-        return jnp.concatenate([coefficients, bands], axis=-1) * mask
+        parts = [coefficients, bands]
+        if self.told_rate:
+            parts.append(jnp.full((*bands.shape[:-1], 1), math.log2(self.num_codebooks)))
+        return jnp.concatenate(parts, axis=-1) * mask
 
 
 class GainShapeSynthesis(_MDCTSynthesisNetwork):
@@ -274,18 +279,18 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
     """
 
     tilt: float
+    told_rate: bool
 
     @nn.compact
     def __call__(self, latents, mask, num_samples):
         mask = mask[..., None]
-        bands = latents[..., -layout.NUM_BANDS :]
+        num_coefficients = latents.shape[-1] - layout.NUM_BANDS - self.told_rate
+        coefficients, bands, told = jnp.split(latents, (num_coefficients, num_coefficients + layout.NUM_BANDS), axis=-1)
         scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
-        missing = self.hop_length + layout.NUM_BANDS - latents.shape[-1]
-        coefficients = jnp.pad(latents[..., : -layout.NUM_BANDS], ((0, 0), (0, 0), (0, missing)))
-        num_coefficients = self.hop_length - missing
+        coefficients = jnp.pad(coefficients, ((0, 0), (0, 0), (0, self.hop_length - num_coefficients)))
         shape = (coefficients / scales)[..., :num_coefficients]
         inputs = jnp.concatenate([jnp.arcsinh(shape), bands / 20], axis=-1)
-        outputs = self.blocks(inputs, mask, self.hop_length + layout.NUM_BANDS)
+        outputs = self.blocks(jnp.concatenate([inputs, told], axis=-1), mask, self.hop_length + layout.NUM_BANDS)
         offsets, levels = outputs[..., : self.hop_length], outputs[..., self.hop_length :]
         late = layers.delayed(self, self.lag, coefficients, scales, bands, inputs, mask)
         coefficients, scales, bands, inputs, mask = late
@@ -420,15 +425,23 @@ def _gain_shape(model, output_scale):
     section = model.gain_shape
     _check_lookahead(model, "gain_shape")
     layout.check_bands(section.hop_length)
-    if not layout.NUM_BANDS < model.latent_dim <= section.hop_length + layout.NUM_BANDS:
+    told_rate = section.get("told_rate", False)
+    beside = layout.NUM_BANDS + told_rate
+    if not beside < model.latent_dim <= section.hop_length + beside:
         raise ValueError(
             f"model.latent_dim is {model.latent_dim}, expected 1 to {section.hop_length} coefficients and "
-            f"{layout.NUM_BANDS} bands."
+            f"{layout.NUM_BANDS} bands{' and the rate' * told_rate}."
         )
     shared = {name: section[name] for name in ("hop_length", "kernel_size", "expansion", "tilt")}
     shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype), identity=True)
+    shared |= dict(told_rate=told_rate)
     analysis = GainShapeAnalysis(
-        **shared, depth=section.encoder_depth, lookahead=0, latent_gain=1.0, latent_dim=model.latent_dim
+        **shared,
+        depth=section.encoder_depth,
+        lookahead=0,
+        latent_gain=1.0,
+        latent_dim=model.latent_dim,
+        num_codebooks=model.rvq.num_codebooks if told_rate else 0,
     )
     synthesis = GainShapeSynthesis(
         **shared, depth=section.decoder_depth, lookahead=section.lookahead, latent_gain=output_scale

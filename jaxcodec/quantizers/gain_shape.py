@@ -2,7 +2,8 @@
 
 The first codebooks code the *envelope*: the power of every band in dB, and with it the level. The others code the *shape*:
 the coefficients over scales that follow the coded envelope (`nn.envelope.unit_scales`), so that they know no level, and the
-error lies where the speech hides it. Latents and quantized latents are the coefficients, then the bands in dB.
+error lies where the speech hides it. Latents and quantized latents are the coefficients, then the bands in dB, and at the
+end, where the decoder is told the rate, log2 of the number of codebooks.
 """
 
 import functools
@@ -21,10 +22,15 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     num_envelope: int = 1
     num_bins: int = 320
     tilt: float = 0.3
+    told_rate: bool = False
 
     @property
     def _num_shape(self):
         return self.num_codebooks - self.num_envelope
+
+    @property
+    def _num_coefficients(self):
+        return self.dim - layout.NUM_BANDS - self.told_rate
 
     def _initial(self):
         def init(rng, num_codebooks, dim):
@@ -33,11 +39,11 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         rngs = jax.random.split(self.make_rng("params"))
         return {
             "envelope": init(rngs[0], self.num_envelope, layout.NUM_BANDS),
-            "shape": init(rngs[1], self._num_shape, self.dim - layout.NUM_BANDS),
+            "shape": init(rngs[1], self._num_shape, self._num_coefficients),
         }
 
     def __call__(self, latents, rates=None, frame_mask=None):
-        coefficients, bands = _split(latents)
+        coefficients, bands = self._split(latents)
         state = self.codebooks.value
         trace = {"envelope": rvq.quantize(lax.stop_gradient(bands), state["envelope"].centroids)}
         shape = coefficients / self._scales(_total(trace["envelope"]))
@@ -50,32 +56,48 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def at(self, quantized, rates):
         counts = {"envelope": rates, "shape": jnp.maximum(rates - self.num_envelope, 0)}
         kept = {name: rvq.keep_codebooks(quantized.trace[name].stages, counts[name]) for name in counts}
-        return quantized.replace(latents=self._join(**kept))
+        return quantized.replace(latents=self._join(rates, **kept))
 
     def encode(self, latents, rates=None, frame_mask=None):
-        coefficients, bands = _split(latents)
-        state = self.codebooks.value
-        envelope_codes = self._search(bands, state["envelope"], rates, frame_mask)
-        told = rvq.dequantize(envelope_codes, state["envelope"].centroids)
-        shape = coefficients / self._scales(told)
+        envelope_codes, shape = self._coded_envelope(latents, rates, frame_mask)
         left = None if rates is None else max(0, rates - self.num_envelope)
-        shape_codes = self._search(shape, state["shape"], left, frame_mask)
+        shape_codes = self._search(shape, self.codebooks.value["shape"], left, frame_mask)
         return jnp.concatenate([envelope_codes, shape_codes], axis=1)
+
+    def shape(self, latents, frame_mask=None):
+        """Latents (B, T, D) to what the codebooks of the shape code: coefficients over scales, (B, T, D - bands)."""
+        return self._coded_envelope(latents, None, frame_mask)[1]
+
+    def _coded_envelope(self, latents, rates, frame_mask):
+        """Codes of the envelope, and the shape under it."""
+        coefficients, bands = self._split(latents)
+        state = self.codebooks.value["envelope"]
+        codes = self._search(bands, state, rates, frame_mask)
+        return codes, coefficients / self._scales(rvq.dequantize(codes, state.centroids))
 
     def decode(self, codes):
         state = self.codebooks.value
         parts = {"envelope": codes[:, : self.num_envelope], "shape": codes[:, self.num_envelope :]}
-        return self._join(**{name: rvq.dequantize(part, state[name].centroids) for name, part in parts.items()})
+        rates = jnp.full(codes.shape[:1], codes.shape[1])
+        return self._join(rates, **{name: rvq.dequantize(part, state[name].centroids) for name, part in parts.items()})
 
     def _scales(self, bands):
-        return envelope.unit_scales(bands, self.tilt, self.num_bins)[..., : self.dim - layout.NUM_BANDS]
+        return envelope.unit_scales(bands, self.tilt, self.num_bins)[..., : self._num_coefficients]
 
-    def _join(self, envelope, shape):
-        return jnp.concatenate([shape * self._scales(envelope), envelope], axis=-1)
+    def _split(self, latents):
+        """Coefficients and bands."""
+        return latents[..., : self._num_coefficients], latents[..., self._num_coefficients :][..., : layout.NUM_BANDS]
+
+    def _join(self, rates, envelope, shape):
+        parts = [shape * self._scales(envelope), envelope]
+        if self.told_rate:
+            told = jnp.log2(rates.astype(jnp.float32))[:, None, None]
+            parts.append(jnp.broadcast_to(told, (*shape.shape[:-1], 1)))
+        return jnp.concatenate(parts, axis=-1)
 
     def penalize(self, latents, quantized, frame_mask):
         """The commitment of the shape as a whole: what all its codebooks leave."""
-        coefficients, _ = _split(latents)
+        coefficients, _ = self._split(latents)
         trace = quantized.trace
         shape = coefficients / self._scales(_total(trace["envelope"]))
         error = jnp.sum((shape - _total(trace["shape"])) ** 2, axis=-1)
@@ -92,7 +114,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def started(self, rng, latents, config):
         """Codebooks by k-means."""
         kmeans = jax.jit(rvq.kmeans_codebooks, static_argnums=(2, 3))
-        coefficients, bands = _split(latents)
+        coefficients, bands = self._split(latents)
         rngs = jax.random.split(rng)
         state = {"envelope": kmeans(rngs[0], bands, self.num_envelope, self.size)}
         codes = rvq.quantize(bands[None], state["envelope"].centroids).codes
@@ -112,11 +134,6 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def resumed(self, constants):
         counts = {"envelope": self.num_envelope, "shape": self._num_shape}
         return {name: self._averaged(constants[name]["centroids"][: counts[name]]) for name in counts}
-
-
-def _split(latents):
-    """Coefficients and bands."""
-    return latents[..., : -layout.NUM_BANDS], latents[..., -layout.NUM_BANDS :]
 
 
 def _total(trace):
@@ -149,6 +166,11 @@ def from_config(model, fixes) -> rvq.ResidualVectorQuantizer:
         return rvq.ResidualVectorQuantizer(**settings)
     if num_envelope >= section.num_codebooks:
         raise ValueError(f"model.rvq.envelope_codebooks is {num_envelope} of {section.num_codebooks}: none is left.")
+    shape = model.gain_shape
     return GainShapeQuantizer(
-        **settings, num_envelope=num_envelope, num_bins=model.gain_shape.hop_length, tilt=model.gain_shape.tilt
+        **settings,
+        num_envelope=num_envelope,
+        num_bins=shape.hop_length,
+        tilt=shape.tilt,
+        told_rate=shape.get("told_rate", False),
     )

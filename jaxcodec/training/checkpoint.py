@@ -339,7 +339,7 @@ def check_architecture(saved: dict, current: dict, directory) -> None:
     for section in ARCHITECTURE_SECTIONS:
         known = flax.traverse_util.flatten_dict(saved[section], sep=".")
         for name, value in flax.traverse_util.flatten_dict(current[section], sep=".").items():
-            if known.get(name) != value:
+            if known.get(name, False) != value:  # a switch of later versions is off
                 raise ValueError(
                     f"The model in {directory} has {section}.{name} = {known.get(name)}, this config says "
                     f"{value}: give another --experiment_name or --checkpoint_dir, or the config it was trained with."
