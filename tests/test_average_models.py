@@ -8,6 +8,7 @@ import pytest
 
 import jaxcodec
 from jaxcodec.inference import pretrained
+from jaxcodec.quantizers import layout
 from tests import support
 from tools import average_models
 
@@ -33,6 +34,16 @@ def test_the_mean_has_the_mean_of_every_number_of_weights_and_codebooks(codec, t
     assert mean.keys() == codec.arrays.keys() and any(name.endswith("centroids") for name in mean)
     for name, array in codec.arrays.items():
         np.testing.assert_allclose(mean[name], 1.25 * array, rtol=1e-6)
+
+
+def test_a_model_that_is_not_told_its_rate_and_one_that_is_have_a_mean_that_is():
+    recipe = dict(model__causal=True, model__latent_dim=24 + layout.NUM_BANDS, model__gain_shape__told_rate=False)
+    plain = support.trained_codec(support.small_config("gain_shape", **recipe))
+    told = pretrained.told_rate(plain)
+    mean = average_models.average([moved(told, 3.0), plain])
+    assert mean.config == told.config != plain.config
+    for name, array in told.arrays.items():
+        np.testing.assert_allclose(mean.arrays[name], 2 * array, rtol=1e-6)
 
 
 def test_models_of_different_recipes_have_no_mean(codec, tmp_path, monkeypatch):

@@ -22,7 +22,9 @@ from jaxcodec.inference import pretrained
 
 
 def average(models: Sequence[jaxcodec.TrainedCodec]) -> jaxcodec.TrainedCodec:
-    """The mean of models of one recipe. Raises `ValueError` where they are of several."""
+    """The mean of models of one recipe, told their rate where some are. Raises `ValueError` where they are of several."""
+    if len({model.config for model in models}) > 1:
+        models = [pretrained.told_rate(model) for model in models]
     first, *others = models
     if any(other.config != first.config for other in others):
         raise ValueError("models of different recipes have no mean.")

@@ -75,6 +75,21 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
 
 
+def told_rate(codec: TrainedCodec) -> TrainedCodec:
+    """A codec of gain and shape as one whose decoder is told the rate, and makes nothing of it; any other as it is."""
+    model = codec.config.model
+    if model.architecture != "gain_shape" or model.gain_shape.get("told_rate", False):
+        return codec
+    config = ml_collections.ConfigDict(codec.config.to_dict())
+    config.model.gain_shape.told_rate = True
+    config.model.latent_dim += 1
+    leaves = flax.traverse_util.flatten_dict(codec.params)
+    listening = ("decoder", "network", "input", "kernel")
+    leaves[listening] = np.pad(leaves[listening], ((0, 1), (0, 0)))
+    params = flax.traverse_util.unflatten_dict(leaves)
+    return make(params, codec.module.quantizer.state_of(codec.constants), config, codec.entropy)
+
+
 def save(codec: TrainedCodec, path: epath.PathLike, dtype: str = "float32") -> TrainedCodec:
     """Writes one safetensors file; weights of `dtype` "float16" take half the space. Returns the codec as written.
 

@@ -441,7 +441,7 @@ def _gain_shape(model, output_scale):
         lookahead=0,
         latent_gain=1.0,
         latent_dim=model.latent_dim,
-        num_codebooks=model.rvq.num_codebooks if told_rate else 0,
+        num_codebooks=model.rvq.num_codebooks if "rvq" in model else 1,
     )
     synthesis = GainShapeSynthesis(
         **shared, depth=section.decoder_depth, lookahead=section.lookahead, latent_gain=output_scale

@@ -11,7 +11,6 @@ import sys
 import time
 
 import flax.jax_utils
-import flax.traverse_util
 import jax
 import numpy as np
 from absl import logging
@@ -182,21 +181,18 @@ class Run:
             return self.start_quantizer(state)
         trained = pretrained.load(self.config.init_from)
         current = json.loads(self.config.to_json_best_effort())
+        if current["model"].get("gain_shape", {}).get("told_rate", False):
+            trained = pretrained.told_rate(trained)
         known = json.loads(trained.config.to_json_best_effort())
         if "rvq" in current["model"] and "rvq" in known["model"]:  # of more codebooks the first ones are taken
             most = current["model"]["rvq"]["num_codebooks"]
             known["model"]["rvq"]["num_codebooks"] = min(known["model"]["rvq"]["num_codebooks"], most)
-        params = trained.params
-        if _tells_rate(current["model"]) and not _tells_rate(known["model"]) and "gain_shape" in known["model"]:
-            known["model"]["gain_shape"]["told_rate"] = True
-            known["model"]["latent_dim"] += 1
-            params = _listening(params)
         checkpoint.check_architecture(known, current, self.config.init_from)
         logging.info("Weights and codebooks from %s.", self.config.init_from)
         return state.replace(
-            params=params,
+            params=trained.params,
             quantizer=self.model.quantizer.resumed(trained.constants),
-            average=None if state.average is None else params,
+            average=None if state.average is None else trained.params,
         )
 
     def start_quantizer(self, state):
@@ -356,14 +352,3 @@ class Run:
         for index, (clip, padded, lengths) in enumerate(self.examples()):
             decoded = self.decode_example(collections, padded, lengths).audio
             self.writer.pair(done, f"example_{index}", clip, np.asarray(decoded)[0, : len(clip)], rate)
-
-
-def _tells_rate(model):
-    return model.get("gain_shape", {}).get("told_rate", False)
-
-
-def _listening(params):
-    """Parameters of gain and shape with a decoder that is told its rate, and makes nothing of it yet."""
-    leaves = flax.traverse_util.flatten_dict(params)
-    path = ("decoder", "network", "input", "kernel")
-    return flax.traverse_util.unflatten_dict(leaves | {path: np.pad(leaves[path], ((0, 1), (0, 0)))})
