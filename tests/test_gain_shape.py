@@ -118,6 +118,8 @@ def test_codes_decode_to_the_quantized_latents_at_every_number_of_codebooks():
     for count in range(1, 5):
         expected = apply(codec, "requantize", quantized, jnp.array([count])).latents
         np.testing.assert_array_equal(apply(codec, "dequantize", codes[:, :count]), expected)
+        np.testing.assert_allclose(expected[..., -1], np.log2(count), atol=1e-6)
+    np.testing.assert_array_equal(latents[..., -1], 2)  # before quantization as if all were there
     assert not np.any(apply(codec, "dequantize", codes[:, :1])[..., :C])  # an envelope alone has no coefficients
 
 

@@ -196,11 +196,22 @@ def test_a_model_that_was_not_told_its_rate_goes_on_as_one_that_is_told(config):
         np.testing.assert_allclose(after.decode(codes[:count]), before.decode(codes[:count]), atol=1e-6)
         np.testing.assert_allclose(after.dequantize(codes[:count])[:, -1], np.log2(count), atol=1e-6)
     params = flax.traverse_util.flatten_dict(state.params)
-    listening = params["decoder", "network", "input", "kernel"].copy()
+    listening = np.array(params["decoder", "network", "input", "kernel"])
     listening[-1] = 1.0
     params["decoder", "network", "input", "kernel"] = listening
     told = after.replace(params=flax.traverse_util.unflatten_dict(params))
     assert np.abs(told.decode(codes) - after.decode(codes)).max() > 1e-3
+
+
+def test_a_run_of_before_a_switch_resumes_where_it_is_off():
+    config = support.small_config("gain_shape", model__causal=True, model__gain_shape__told_rate=False)
+    current = json.loads(config.to_json_best_effort())
+    saved = json.loads(config.to_json_best_effort())
+    del saved["model"]["gain_shape"]["told_rate"]
+    checkpoint.check_architecture(saved, current, "runs/older")
+    current["model"]["gain_shape"]["told_rate"] = True
+    with pytest.raises(ValueError, match=r"has model.gain_shape.told_rate = None, this config says True"):
+        checkpoint.check_architecture(saved, current, "runs/older")
 
 
 def test_what_makes_a_snapshot_the_best_follows_what_is_trained_for(config):
