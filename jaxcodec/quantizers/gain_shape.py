@@ -7,6 +7,7 @@ end, where the decoder is told the rate, log2 of the number of codebooks.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,8 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def at(self, quantized, rates):
         counts = {"envelope": rates, "shape": jnp.maximum(rates - self.num_envelope, 0)}
         kept = {name: rvq.keep_codebooks(quantized.trace[name].stages, counts[name]) for name in counts}
-        return quantized.replace(latents=self._join(rates, **kept))
+        told = jnp.asarray([math.log2(n) for n in range(1, self.num_codebooks + 1)])[rates - 1]
+        return quantized.replace(latents=self._join(told, **kept))
 
     def encode(self, latents, rates=None, frame_mask=None):
         envelope_codes, shape = self._coded_envelope(latents, rates, frame_mask)
@@ -78,8 +80,8 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def decode(self, codes):
         state = self.codebooks.value
         parts = {"envelope": codes[:, : self.num_envelope], "shape": codes[:, self.num_envelope :]}
-        rates = jnp.full(codes.shape[:1], codes.shape[1])
-        return self._join(rates, **{name: rvq.dequantize(part, state[name].centroids) for name, part in parts.items()})
+        told = jnp.full(codes.shape[:1], math.log2(codes.shape[1]))
+        return self._join(told, **{name: rvq.dequantize(part, state[name].centroids) for name, part in parts.items()})
 
     def _scales(self, bands):
         return envelope.unit_scales(bands, self.tilt, self.num_bins)[..., : self._num_coefficients]
@@ -88,11 +90,10 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         """Coefficients and bands."""
         return latents[..., : self._num_coefficients], latents[..., self._num_coefficients :][..., : layout.NUM_BANDS]
 
-    def _join(self, rates, envelope, shape):
+    def _join(self, told, envelope, shape):
         parts = [shape * self._scales(envelope), envelope]
         if self.told_rate:
-            told = jnp.log2(rates.astype(jnp.float32))[:, None, None]
-            parts.append(jnp.broadcast_to(told, (*shape.shape[:-1], 1)))
+            parts.append(jnp.broadcast_to(told[:, None, None], (*shape.shape[:-1], 1)))
         return jnp.concatenate(parts, axis=-1)
 
     def penalize(self, latents, quantized, frame_mask):
