@@ -285,7 +285,8 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
     def __call__(self, latents, mask, num_samples):
         mask = mask[..., None]
         num_coefficients = latents.shape[-1] - layout.NUM_BANDS - self.told_rate
-        coefficients, bands, told = jnp.split(latents, (num_coefficients, num_coefficients + layout.NUM_BANDS), axis=-1)
+        coefficients, rest = latents[..., :num_coefficients], latents[..., num_coefficients:]
+        bands, told = rest[..., : layout.NUM_BANDS], rest[..., layout.NUM_BANDS :]
         scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
         coefficients = jnp.pad(coefficients, ((0, 0), (0, 0), (0, self.hop_length - num_coefficients)))
         shape = (coefficients / scales)[..., :num_coefficients]
