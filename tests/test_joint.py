@@ -36,10 +36,8 @@ def test_the_fit_is_the_least_squares_of_the_sum():
 def test_every_number_of_codebooks_gains_and_counts_by_the_reciprocal_of_its_error():
     vectors, books = normal(200, 3), 0.5 * normal(3, 4, 3, seed=1)
     chosen = {n: codes(n, 200, 4, seed=n) for n in (1, 3)}
-    before = joint.refit(books, vectors, np.ones(200), chosen)[1]
-    after = joint.refit(joint.refit(books, vectors, np.ones(200), chosen, sweeps=20)[0], vectors, np.ones(200), chosen)[
-        1
-    ]
+    fitted, before = joint.refit(books, vectors, np.ones(200), chosen, sweeps=20)
+    _, after = joint.refit(fitted, vectors, np.ones(200), chosen)
     assert after[1] < before[1] and after[3] < before[3]
     first = joint.refit(books, vectors, np.ones(200), chosen, sweeps=1)[0][0]
     wanted = {1: vectors, 3: vectors - books[1][chosen[3][1]] - books[2][chosen[3][2]]}

@@ -284,9 +284,8 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
     @nn.compact
     def __call__(self, latents, mask, num_samples):
         mask = mask[..., None]
-        num_coefficients = latents.shape[-1] - layout.NUM_BANDS - self.told_rate
-        coefficients, rest = latents[..., :num_coefficients], latents[..., num_coefficients:]
-        bands, told = rest[..., : layout.NUM_BANDS], rest[..., layout.NUM_BANDS :]
+        coefficients, bands, told = layout.gain_shape_parts(latents, self.told_rate)
+        num_coefficients = coefficients.shape[-1]
         scales = envelope.unit_scales(bands, self.tilt, self.hop_length)
         coefficients = jnp.pad(coefficients, ((0, 0), (0, 0), (0, self.hop_length - num_coefficients)))
         shape = (coefficients / scales)[..., :num_coefficients]

@@ -44,7 +44,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         }
 
     def __call__(self, latents, rates=None, frame_mask=None):
-        coefficients, bands = self._split(latents)
+        coefficients, bands, _ = layout.gain_shape_parts(latents, self.told_rate)
         state = self.codebooks.value
         trace = {"envelope": rvq.quantize(lax.stop_gradient(bands), state["envelope"].centroids)}
         shape = coefficients / self._scales(_total(trace["envelope"]))
@@ -72,7 +72,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
 
     def _coded_envelope(self, latents, rates, frame_mask):
         """Codes of the envelope, and the shape under it."""
-        coefficients, bands = self._split(latents)
+        coefficients, bands, _ = layout.gain_shape_parts(latents, self.told_rate)
         state = self.codebooks.value["envelope"]
         codes = self._search(bands, state, rates, frame_mask)
         return codes, coefficients / self._scales(rvq.dequantize(codes, state.centroids))
@@ -86,10 +86,6 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def _scales(self, bands):
         return envelope.unit_scales(bands, self.tilt, self.num_bins)[..., : self._num_coefficients]
 
-    def _split(self, latents):
-        """Coefficients and bands."""
-        return latents[..., : self._num_coefficients], latents[..., self._num_coefficients :][..., : layout.NUM_BANDS]
-
     def _join(self, told, envelope, shape):
         parts = [shape * self._scales(envelope), envelope]
         if self.told_rate:
@@ -98,7 +94,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
 
     def penalize(self, latents, quantized, frame_mask):
         """The commitment of the shape as a whole: what all its codebooks leave."""
-        coefficients, _ = self._split(latents)
+        coefficients, _, _ = layout.gain_shape_parts(latents, self.told_rate)
         trace = quantized.trace
         shape = coefficients / self._scales(_total(trace["envelope"]))
         error = jnp.sum((shape - _total(trace["shape"])) ** 2, axis=-1)
@@ -115,7 +111,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     def started(self, rng, latents, config):
         """Codebooks by k-means."""
         kmeans = jax.jit(rvq.kmeans_codebooks, static_argnums=(2, 3))
-        coefficients, bands = self._split(latents)
+        coefficients, bands, _ = layout.gain_shape_parts(latents, self.told_rate)
         rngs = jax.random.split(rng)
         state = {"envelope": kmeans(rngs[0], bands, self.num_envelope, self.size)}
         codes = rvq.quantize(bands[None], state["envelope"].centroids).codes

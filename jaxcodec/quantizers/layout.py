@@ -1,7 +1,8 @@
 """What scalar codes say and in which order they are predicted: what training, files and decoders agree on, without JAX.
 
 A frame of F coefficients has F + N + 2 codes: the quality in units of `QUALITY_DB`, the shaping in units of 1 / `SHAPINGS`,
-the N levels of the spectral envelope in units of `LEVEL_DB`, and the coefficients in steps.
+the N levels of the spectral envelope in units of `LEVEL_DB`, and the coefficients in steps. Latents of gain and shape share
+its bands.
 """
 
 import functools
@@ -72,3 +73,9 @@ def passes(num_bins: int) -> tuple[np.ndarray, ...]:
 def known(number: int, num_bins: int) -> np.ndarray:
     """Which coefficients (F,) are known before a pass."""
     return np.isin(np.arange(num_bins), np.concatenate([np.zeros(0), *passes(num_bins)[:number]]))
+
+
+def gain_shape_parts(latents, told_rate: bool):
+    """Coefficients, bands in dB (..., N) and rate, (..., 1) or (..., 0), of latents (..., D) of gain and shape."""
+    end = latents.shape[-1] - told_rate
+    return latents[..., : end - NUM_BANDS], latents[..., end - NUM_BANDS : end], latents[..., end:]
