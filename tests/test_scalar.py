@@ -82,19 +82,23 @@ def told(latents):
     return np.ones(latents.shape[:2], bool)
 
 
+def levels_of(frames, told):
+    return envelope.Levels().apply({}, frames, told)
+
+
 def test_the_envelope_is_the_power_of_each_band_in_levels_of_8_db():
     flat = np.full((1, 1, 320), 10**-0.8, np.float32)  # -16 dB
-    np.testing.assert_array_equal(envelope.levels(flat, told(flat))[0, 0], -2)
-    np.testing.assert_array_equal(envelope.levels(0 * flat, told(flat))[0, 0], -12)
-    np.testing.assert_array_equal(envelope.levels(flat, ~told(flat))[0, 0], layout.START_LEVEL)
+    np.testing.assert_array_equal(levels_of(flat, told(flat))[0, 0], -2)
+    np.testing.assert_array_equal(levels_of(0 * flat, told(flat))[0, 0], -12)
+    np.testing.assert_array_equal(levels_of(flat, ~told(flat))[0, 0], layout.START_LEVEL)
     louder = flat * np.where(np.arange(320) < 8, 10**0.8, 1)
-    np.testing.assert_array_equal(envelope.levels(louder, told(louder))[0, 0], [0, *[-2] * 10])
+    np.testing.assert_array_equal(levels_of(louder, told(louder))[0, 0], [0, *[-2] * 10])
 
 
 def test_a_band_stays_where_it_was_while_it_is_off_by_three_quarters_of_a_level():
     exact = np.array([-2, -2.7, -2.8, -2.3, -2.2, -9, -8.3])
     frames = np.broadcast_to(10 ** (exact * layout.LEVEL_DB / 20), (1, F, 7)).swapaxes(1, 2).astype(np.float32)
-    levels = envelope.levels(frames, told(frames))
+    levels = levels_of(frames, told(frames))
     np.testing.assert_array_equal(levels[0, :, 4], [-2, -2, -3, -3, -2, -9, -9])
     np.testing.assert_array_equal(levels, np.broadcast_to(levels[..., :1], levels.shape))
 
@@ -102,15 +106,15 @@ def test_a_band_stays_where_it_was_while_it_is_off_by_three_quarters_of_a_level(
 def test_a_level_follows_from_its_frame_and_two_before():
     frames = 10 ** np.random.default_rng(0).uniform(-2, -1, (1, 200, F)).cumsum(1).clip(-3, 0).astype(np.float32)
     frames *= 10 ** (0.4 * np.random.default_rng(1).standard_normal((1, 200, 1)).astype(np.float32))
-    whole = np.asarray(envelope.levels(frames, told(frames)))
+    whole = np.asarray(levels_of(frames, told(frames)))
     for count in (1, layout.HOLDS):
         parts = np.stack([frames[0, t - count : t + 1] for t in range(3, 200)])
-        last = envelope.levels(parts, told(parts))[:, -1]
+        last = levels_of(parts, told(parts))[:, -1]
         assert np.array_equal(last, whole[0, 3:]) == (count == layout.HOLDS)
 
 
 def test_without_shaping_all_steps_are_one_and_with_it_they_follow_the_speech():
-    levels = envelope.levels(spectrum()[..., :F], told(spectrum()))
+    levels = levels_of(spectrum()[..., :F], told(spectrum()))
     quality = np.full((2, 9), -20.0)
     np.testing.assert_array_equal(envelope.step_decibels(levels, quality, 0 * quality, F), -20)
     shaped = envelope.step_decibels(levels, quality, np.ones((2, 9)), F)
@@ -125,7 +129,7 @@ def test_codes_are_the_cheapest_of_those_near_and_what_comes_back_is_codes_times
     np.testing.assert_array_equal(quantized.codes[:, 0], -30 / scalar.QUALITY_DB)
     np.testing.assert_array_equal(quantized.codes[:, 1], shaping * scalar.SHAPINGS)
     levels = np.moveaxis(quantized.codes[:, 2:EXTRA], 1, 2).astype(np.float32)
-    expected = envelope.levels(latents[..., :F], told(latents) & (shaping > 0))
+    expected = levels_of(latents[..., :F], told(latents) & (shaping > 0))
     np.testing.assert_array_equal(levels, expected)
     steps = np.asarray(10 ** (envelope.step_decibels(levels, np.full((2, 9), -30.0), np.full((2, 9), shaping), F) / 20))
     scaled = np.abs(latents[..., :F]) / steps

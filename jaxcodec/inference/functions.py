@@ -156,15 +156,18 @@ def at_rate(codec, rate):
     return codec, _Size(rate) if codec.module.quantizer.rate_is_a_size else rate
 
 
+def rates_of(rate, count):
+    """The rate of a context of `at_rate` as `Quantizer.encode` wants it for so many clips."""
+    if isinstance(rate, _Size):
+        return rate.rate
+    return jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), (count,)), rate)
+
+
 def quantize_window(context, latents, starts, stops):
     """Latents (G, F, D) to codes (G, F, Q) in a `context` of `at_rate`; zero where no frame exists."""
     codec, rate = context
-    if isinstance(rate, _Size):
-        rates = rate.rate
-    else:
-        rates = jax.tree.map(lambda value: jnp.broadcast_to(jnp.asarray(value), starts.shape), rate)
     mask = layers.length_mask(stops, latents.shape[1], starts)
-    codes = codec.module.apply(codec.variables, latents, rates, mask, method="encode_latents")
+    codes = codec.module.apply(codec.variables, latents, rates_of(rate, len(starts)), mask, method="encode_latents")
     return jnp.moveaxis(codes, 1, 2) * mask[..., None]
 
 

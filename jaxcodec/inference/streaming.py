@@ -19,10 +19,9 @@ from jaxcodec.nn import layers
 class StreamState(flax.struct.PyTreeNode):
     """What a stream remembers, with a leading batch axis where it has one."""
 
-    encoder: dict  # what each layer still hears
+    encoder: dict  # what each layer of encoder and quantizer still hears
     decoder: dict
-    latents: jax.Array  # (B, P, D) the last P frames, for a quantizer that hears them
-    encoded: jax.Array  # () int32 frames encoded so far, at most P
+    encoded: jax.Array  # (B,) int32 frames so far
 
 
 def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
@@ -36,12 +35,13 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
     size = 1 if batch is None else batch
     chunk = jnp.zeros((size, codec.hop_length)), jnp.zeros((size, 1, codec.module.latent_dim))
     encoder, decoder = jax.eval_shape(
-        lambda codec, audio, z_q: (_analyze(codec, {}, audio)[0], _synthesize(codec, {}, z_q, True)[0]), codec, *chunk
+        lambda context, audio, z_q: (_encode(context, {}, audio)[0], _synthesize(context[0], {}, z_q, True)[0]),
+        functions.at_rate(codec, codec.check_rate(None)),
+        *chunk,
     )
-    past = jnp.zeros((size, codec.module.quantizer.context, codec.module.latent_dim))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (encoder, decoder, past))
-    encoder, decoder, past = zeros if batch is not None else _without_batch(zeros)
-    return StreamState(encoder, decoder, past, jnp.zeros((), jnp.int32))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (encoder, decoder))
+    encoder, decoder = zeros if batch is not None else _without_batch(zeros)
+    return StreamState(encoder, decoder, jnp.zeros(() if batch is None else (batch,), jnp.int32))
 
 
 def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **named):
@@ -60,7 +60,7 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
     Raises:
       ValueError: a chunk that is not a multiple of hop_length, of another batch size, or NaN.
     """
-    _check_shape("chunk", chunk, state.latents.shape[:-2], 1, codec.hop_length)
+    _check_shape("chunk", chunk, state.encoded.shape, 1, codec.hop_length)
     chunk = pcm.to_float(chunk)
     if not clips.is_traced(chunk):
         clips.check_finite(chunk)
@@ -85,7 +85,7 @@ def decode_step(codec: TrainedCodec, state: StreamState, codes):
     Raises:
       ValueError: no frame, another batch size, codes that cannot be.
     """
-    _check_shape("codes", codes, state.latents.shape[:-2], 2, 1)
+    _check_shape("codes", codes, state.encoded.shape, 2, 1)
     clips.check_codes(codec, codes)
     return _decode_step(codec, state, jnp.asarray(codes))
 
@@ -107,19 +107,11 @@ def decode_end(codec: TrainedCodec, state: StreamState):
 
 @jax.jit
 def _encode_step(context, state, chunk):
-    codec, _ = context
     batched = chunk.ndim == 2
-    encoder, past = (state.encoder, state.latents) if batched else _with_batch((state.encoder, state.latents))
-    encoder, new = _analyze(codec, encoder, chunk if batched else chunk[None])
-    latents = jnp.concatenate([past, new], axis=1)
-    remembered, num_frames = past.shape[1], new.shape[1]
-    stops = jnp.full(len(latents), latents.shape[1])
-    starts = jnp.broadcast_to(remembered - state.encoded, stops.shape)
-    codes = functions.quantize_window(context, latents, starts, stops)[:, remembered:]
-    results = encoder, latents[:, num_frames:], jnp.moveaxis(codes, 1, 2)
-    encoder, past, codes = results if batched else _without_batch(results)
-    encoded = jnp.minimum(state.encoded + num_frames, remembered)
-    return state.replace(encoder=encoder, latents=past, encoded=encoded), codes
+    cache, audio = (state.encoder, chunk) if batched else _with_batch((state.encoder, chunk))
+    results = _encode(context, cache, audio)
+    encoder, codes = results if batched else _without_batch(results)
+    return state.replace(encoder=encoder, encoded=state.encoded + codes.shape[-1]), codes
 
 
 @jax.jit
@@ -135,19 +127,22 @@ def _decode_step(codec, state, codes):
 
 @jax.jit
 def _decode_end(codec, state):
-    batched = state.latents.ndim == 3
+    batched = state.encoded.ndim == 1
     decoder = state.decoder if batched else _with_batch(state.decoder)
-    size = len(state.latents) if batched else 1
+    size = len(state.encoded) if batched else 1
     missing = codec.module.decoder.network.context[1]
     if not missing:
-        return jnp.zeros((*state.latents.shape[:-2], 0))
+        return jnp.zeros((*state.encoded.shape, 0))
     _, audio = _synthesize(codec, decoder, jnp.zeros((size, missing, codec.module.latent_dim)), False)
     return audio if batched else audio[0]
 
 
-def _analyze(codec, cache, audio):
-    """What the layers of the encoder hear after the next samples (B, n * hop_length), and their latents (B, n, D)."""
-    return _apply(codec, cache, audio, jnp.ones(audio.shape, bool), method="analyze")
+def _encode(context, cache, audio):
+    """What the layers of encoder and quantizer hear after the next samples (B, n * hop_length), and codes (B, Q, n)."""
+    codec, rate = context
+    cache, latents = _apply(codec, cache, audio, jnp.ones(audio.shape, bool), method="analyze")
+    rates, mask = functions.rates_of(rate, len(audio)), jnp.ones(latents.shape[:2], bool)
+    return _apply(codec, cache, latents, rates, mask, method="encode_latents")
 
 
 def _synthesize(codec, cache, latents, exist):

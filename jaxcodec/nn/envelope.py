@@ -6,26 +6,32 @@ frame to frame, as far as *shaping* (0 to 1) says: 0 is one step for all, which 
 noise follow the speech.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcodec.nn import layers
 from jaxcodec.quantizers import layout
 
 
-def levels(spectrum: jax.Array, told: jax.Array) -> jax.Array:
+class Levels(nn.Module):
     """The envelope of a spectrum (B, T, F), whole numbers in float32 (B, T, N); the start's where it is not `told` (B, T).
 
     A band stays where it was as long as it is off by `HOLD` levels at most: the bits of changes that nobody hears. The
     frame before is taken as it would be if that rule had begun `HOLDS` frames ago, so that a frame needs no more than these.
     """
-    exact = band_decibels(spectrum) / layout.LEVEL_DB
-    exact = jnp.where(told[..., None], exact, layout.START_LEVEL)
-    held = jnp.round(exact)
-    for _ in range(layout.HOLDS):
-        before = jnp.pad(held, ((0, 0), (1, 0), (0, 0)), constant_values=layout.START_LEVEL)[:, :-1]
-        held = jnp.where(jnp.abs(exact - before) <= layout.HOLD, before, jnp.round(exact))
-    return held
+
+    @nn.compact
+    def __call__(self, spectrum, told):
+        decibels = layers.padded(self, band_decibels(spectrum), layout.HOLDS, name="decibels")
+        told = layers.padded(self, told, layout.HOLDS, name="told")
+        exact = jnp.where(told[..., None], decibels / layout.LEVEL_DB, layout.START_LEVEL)
+        held = jnp.round(exact)
+        for _ in range(layout.HOLDS):
+            held, exact = held[:, :-1], exact[:, 1:]
+            held = jnp.where(jnp.abs(exact - held) <= layout.HOLD, held, jnp.round(exact))
+        return held
 
 
 def band_decibels(spectrum: jax.Array) -> jax.Array:

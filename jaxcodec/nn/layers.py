@@ -35,6 +35,11 @@ def padded(module: nn.Module, x: jax.Array, before: int, after: int = 0, name: s
     return longer
 
 
+def previous(module: nn.Module, x: jax.Array, name: str) -> jax.Array:
+    """What the frame before had of x (B, T, ...), zeros at the first."""
+    return padded(module, x, 1, name=name)[:, :-1]
+
+
 def delayed(module: nn.Module, frames: int, *arrays: jax.Array, name: str = "late") -> tuple[jax.Array, ...]:
     """Arrays (B, T, ...) as they are or, in a stream, as they were so many frames ago: beside what had to wait."""
     if not frames or not streams(module):

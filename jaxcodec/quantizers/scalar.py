@@ -42,6 +42,7 @@ class ScalarQuantizer(interface.Quantizer):
     rates = tuple((float(quality), DEFAULT[1]) for quality in (0, -6, -12, -18))
 
     def setup(self):
+        self.levels = envelope.Levels()
         self.prior = Prior(self.width, self.depth)
 
     def __call__(self, latents, rates=None, frame_mask=None):
@@ -53,7 +54,7 @@ class ScalarQuantizer(interface.Quantizer):
         quality, shaping = (jnp.broadcast_to(jnp.asarray(rate)[:, None], latents.shape[:2]) for rate in rates)
         quality, shaping = jnp.round(quality / QUALITY_DB), jnp.round(shaping * SHAPINGS)
         # Without shaping no step depends on the envelope: it is not told. Before the first frame it is as in files.
-        levels = envelope.levels(spectrum, (shaping > 0) & frame_mask)
+        levels = self.levels(spectrum, (shaping > 0) & frame_mask)
         decibels = self._decibels(levels, quality, shaping)
         steps = 10 ** (decibels / 20)
         scaled = spectrum / steps
@@ -69,7 +70,7 @@ class ScalarQuantizer(interface.Quantizer):
         A bit is worth `LAGRANGIAN` squared steps. What a magnitude costs is what the prior says when all are rounded.
         """
         rounded = jnp.clip(jnp.floor(scaled + ROUNDING), 0, MAX_CODE)
-        logits, _ = lax.stop_gradient(self.prior(rounded, levels, decibels, frame_mask[..., None]))
+        logits, _ = lax.stop_gradient(self.prior(rounded, levels, decibels, frame_mask[..., None], changes=False))
         candidates = rounded, jnp.maximum(rounded - 1, 0), jnp.zeros_like(rounded)
         costs = jnp.stack([(scaled - m) ** 2 + LAGRANGIAN * coefficient_bits(logits, m) for m in candidates])
         return jnp.take_along_axis(jnp.stack(candidates), jnp.argmin(costs, axis=0)[None], axis=0)[0]
@@ -140,18 +141,20 @@ class Prior(nn.Module):
 
     From magnitudes (B, T, F), envelope (B, T, N), steps in dB (B, T, F) and mask (B, T, 1). `coefficient_bits` and
     `envelope_bits` say what the logits mean. `bitstream.prior` computes the same in numbers that are equal everywhere.
+    Without `changes` the second are None.
     """
 
     width: int
     depth: int
 
     @nn.compact
-    def __call__(self, magnitudes, levels, steps, mask):
+    def __call__(self, magnitudes, levels, steps, mask, changes=True):
         num_bins = magnitudes.shape[-1]
         past, older = self._past(magnitudes, steps)
         expected = (envelope.decibels(levels, num_bins) - steps) / 20
         shape = (levels - START_LEVEL) * (layout.LEVEL_DB / 20)  # of about one
-        trunk = self._trunk("trunk", self.width, self.depth, [past, older, expected, shape, _before(shape)], mask)
+        inputs = [past, older, expected, shape, layers.previous(self, shape, "shape")]
+        trunk = self._trunk("trunk", self.width, self.depth, inputs, mask)
         logits, heard = [], compress(magnitudes)
         for number, group in enumerate(layout.passes(num_bins)):
             # A new array for each pass: one that changes would be traced as it is in the end, and show what is coded now.
@@ -161,13 +164,14 @@ class Prior(nn.Module):
             logits.append(self._group_logits(number, trunk, seen, near))
         order = np.argsort(np.concatenate(layout.passes(num_bins)))
         coefficients = jnp.concatenate(logits, axis=2)[:, :, order]
-        return coefficients, self._envelope_logits(_before(heard), levels, mask)
+        return coefficients, self._envelope_logits(_before(heard), levels, mask) if changes else None
 
     def _past(self, magnitudes, steps):
         """The two frames before, in steps of the present."""
         before = steps
-        for _ in range(2):
-            magnitudes, before = _before(magnitudes), _before(before)
+        for number in range(2):
+            magnitudes = layers.previous(self, magnitudes, f"magnitudes_{number}")
+            before = layers.previous(self, before, f"steps_{number}")
             yield compress(magnitudes * 10 ** (jnp.clip(before - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB) / 20))
 
     def _trunk(self, name, width, depth, inputs, mask):
