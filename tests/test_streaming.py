@@ -167,6 +167,20 @@ def test_two_streams_do_not_hear_each_other():
     assert (codes[1] != expected[1]).any()
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_a_stream_may_take_the_row_of_another_at_any_time(name):
+    codec, _, _ = whole(name)
+    audio = support.speech_like(2, 33 * codec.hop_length)
+    expected = np.asarray(jaxcodec.encode(codec, audio))
+    late = audio[1, : 24 * codec.hop_length]
+    state, first = jaxcodec.encode_step(codec, jaxcodec.init_stream(codec, 2), audio[:, : 9 * codec.hop_length])
+    state = jax.tree.map(lambda rows, row: rows.at[1].set(row), state, jaxcodec.init_stream(codec))
+    state, codes = jaxcodec.encode_step(codec, state, np.stack([audio[0, 9 * codec.hop_length :], late]))
+    np.testing.assert_array_equal(np.concatenate([first[0], codes[0]], axis=-1), expected[0, :, :33])
+    np.testing.assert_array_equal(codes[1], expected[1, :, :24])
+    np.testing.assert_array_equal(state.encoded, [33, 24])
+
+
 def test_the_latency_is_what_is_stated(architecture):
     codec = trained(architecture)
     audio, _, expected = offline(architecture)
