@@ -58,7 +58,8 @@ class Quantizer(nn.Module):
     def encode(self, latents, rates=None, frame_mask=None):
         """Latents (B, T, D) to codes (B, Q, T), for one rate the first `num_rows` of them.
 
-        `rates` are those of `__call__`, or one rate where `rate_is_a_size`.
+        `rates` are those of `__call__`, or one rate where `rate_is_a_size`. In a stream it is applied to the new frames
+        alone: what it hears of those before its layers keep (`nn.layers.padded`).
         """
         return self(latents, rates, frame_mask).codes
 
