@@ -34,11 +34,12 @@ def init_stream(codec: TrainedCodec, batch: int | None = None) -> StreamState:
         raise ValueError("this codec is not causal, it cannot stream: train one with --config.model.causal=True.")
     size = 1 if batch is None else batch
     chunk = jnp.zeros((size, codec.hop_length)), jnp.zeros((size, 1, codec.module.latent_dim))
-    encoder, decoder = jax.eval_shape(
-        lambda context, audio, z_q: (_encode(context, {}, audio)[0], _synthesize(context[0], {}, z_q, True)[0]),
-        functions.at_rate(codec, codec.check_rate(None)),
-        *chunk,
-    )
+    best = codec.check_rate(None)
+
+    def caches(codec, audio, z_q):
+        return _encode(functions.at_rate(codec, best), {}, audio)[0], _synthesize(codec, {}, z_q, True)[0]
+
+    encoder, decoder = jax.eval_shape(caches, codec, *chunk)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (encoder, decoder))
     encoder, decoder = zeros if batch is not None else _without_batch(zeros)
     return StreamState(encoder, decoder, jnp.zeros(() if batch is None else (batch,), jnp.int32))

@@ -164,7 +164,9 @@ class Prior(nn.Module):
             logits.append(self._group_logits(number, trunk, seen, near))
         order = np.argsort(np.concatenate(layout.passes(num_bins)))
         coefficients = jnp.concatenate(logits, axis=2)[:, :, order]
-        return coefficients, self._envelope_logits(_before(heard), levels, mask) if changes else None
+        return coefficients, self._envelope_logits(
+            layers.previous(self, heard, "heard"), levels, mask
+        ) if changes else None
 
     def _past(self, magnitudes, steps):
         """The two frames before, in steps of the present."""
@@ -198,7 +200,7 @@ class Prior(nn.Module):
         """From what was heard in the frame before (B, T, F) and levels (B, T, N), of which no band sees itself."""
         num_bands, size = levels.shape[-1], layout.BAND_WIDTH
         member = layout.bands(heard.shape[-1])
-        before = _before(levels - START_LEVEL)
+        before = layers.previous(self, levels - START_LEVEL, "levels")
         inputs = [before * (layout.LEVEL_DB / 20), heard @ (member / member.sum(0))]
         trunk = self._trunk("envelope", self.width // 2, layout.ENVELOPE_DEPTH, inputs, mask)
         change = (levels - START_LEVEL - before) * (layout.LEVEL_DB / 20)
@@ -230,7 +232,7 @@ def coefficient_bits(logits, magnitudes):
 
 def envelope_bits(logits, levels):
     """Code length of levels (B, T, N), as changes from the frame before, with logits (B, T, N, 2 * MAX_CHANGE + 1)."""
-    change = levels - START_LEVEL - _before(levels - START_LEVEL)
+    change = jnp.diff(levels, axis=1, prepend=START_LEVEL)
     index = jnp.clip(change + MAX_CHANGE, 0, 2 * MAX_CHANGE).astype(jnp.int32)
     return -jnp.take_along_axis(nn.log_softmax(logits), index[..., None], axis=-1)[..., 0] / np.log(2)
 
@@ -239,11 +241,6 @@ def _parts(codes):
     """Codes (B, Q, T) to quality (B, T), shaping (B, T), levels (B, T, N) and coefficients (B, T, F), float32."""
     frames = jnp.moveaxis(codes, 1, 2).astype(jnp.float32)
     return frames[..., 0], frames[..., 1], frames[..., 2:EXTRA], frames[..., EXTRA:]
-
-
-def _before(x):
-    """What the frame before had, zeros at the first."""
-    return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
 
 def _beside(x, distance):
