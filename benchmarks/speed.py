@@ -1,4 +1,4 @@
-"""How fast: encode, decode, files, streams and the train step of both models, beside peers that take turns with them.
+"""How fast: encode, decode, files, streams, train steps and starts of both models, beside peers that take turns with them.
 
     python benchmarks/speed.py --out docs/results/speed.json        # all, then the table of docs/performance.md
     python benchmarks/speed.py --only encode stream --model tokens --repetitions 9
@@ -48,7 +48,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tokens", "files"])
     parser.add_argument(
-        "--only", nargs="+", default=["encode", "decode", "compress", "decompress", "stream", "train", "peer"]
+        "--only", nargs="+", default=["encode", "decode", "compress", "decompress", "stream", "train", "start", "peer"]
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--repetitions", type=int, default=7)
@@ -63,7 +63,7 @@ def main():
         fewer = jaxcodec.load("tokens").with_beams(FEWER_BEAMS)
         cases |= codec_cases(f"tokens by {FEWER_BEAMS} beams", fewer, shapes, streams)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
-    cases |= opus_cases()
+    cases |= start_cases(args.model) | opus_cases()
     if any(title.startswith("peer") for title in args.only):
         cases |= peer_cases(args.peers_python)
     cases = {title: case for title, case in cases.items() if title.startswith(tuple(args.only))}
@@ -137,6 +137,23 @@ def training(name):
         return update(state, batch, jax.random.key(0))[1]
 
     return step, config.batch_size * config.data.crop_seconds
+
+
+def start_cases(models):
+    """The command line on a file of 5 s from a new process, with the programs that the first one kept; and JAX alone."""
+    folder = Path(tempfile.mkdtemp(prefix="speed_"))
+    audio_files.save(folder / "in.wav", speech(5), 16000)
+    environment = os.environ | {"JAXCODEC_CACHE": str(folder / "cache")}
+    run = functools.partial(subprocess.run, check=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", "jaxcodec"]
+    cases = {"start, import jax": (lambda: run([sys.executable, "-c", "import jax"]), 0)}
+    for name in models:
+        paths = dict(code=folder / f"{name}.jxc", wav=folder / f"{name}.wav")
+        to_code = [*command, "encode", folder / "in.wav", "-o", paths["code"], "--model", name, "--force", "--quiet"]
+        to_wav = [*command, "decode", paths["code"], "-o", paths["wav"], "--force", "--quiet"]
+        cases[f"start, jaxcodec encode, {name}, 1 x 5 s"] = (functools.partial(run, to_code), 5)
+        cases[f"start, jaxcodec decode, {name}, 1 x 5 s"] = (functools.partial(run, to_wav), 5)
+    return cases
 
 
 def opus_cases():

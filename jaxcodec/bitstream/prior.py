@@ -14,6 +14,7 @@ are decoded side by side: each product then serves all of them.
 
 import decimal
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -71,6 +72,9 @@ class PriorModel:
 
     def __hash__(self):
         return hash(self.digest)
+
+    def __repr__(self):
+        return f"PriorModel({self.digest.hex()[:16]})"
 
     def __str__(self):
         return f"{self.num_bins} coefficients and {layout.EXTRA} codes beside them"
@@ -591,10 +595,12 @@ def _sigmoid(x):
 @functools.cache
 def _gelu_table():
     """GELU by its tanh (Hendrycks and Gimpel 2016) of whole numbers from -_GELU_RANGE on; above 8 it is the identity."""
-    x = [decimal.Decimal(i) / UNIT for i in range(-_GELU_RANGE, _GELU_RANGE)]
+    x = [decimal.Decimal(i) / UNIT for i in range(_GELU_RANGE + 1)]
     slope = 2 * _CONTEXT.sqrt(2 / decimal.Decimal("3.14159265358979323846264338327950288"))
-    values = [float(value * UNIT) * _sigmoid(slope * (value + decimal.Decimal("0.044715") * value**3)) for value in x]
-    return np.concatenate([np.rint(values), np.arange(_GELU_RANGE, LIMIT + 1)])
+    shares = np.array([_sigmoid(slope * (value + decimal.Decimal("0.044715") * value**3)) for value in x])
+    above = np.arange(_GELU_RANGE + 1) * shares
+    below = above - np.arange(_GELU_RANGE + 1)  # as the sigmoid of -x is one less that of x
+    return np.concatenate([np.rint(below[:0:-1]), np.rint(above[:-1]), np.arange(_GELU_RANGE, LIMIT + 1)])
 
 
 @functools.cache
@@ -607,7 +613,9 @@ def _powers():
 @functools.cache
 def _exponentials():
     """Weights of 2^20 * exp(-x / UNIT): what is far below the likeliest keeps 1."""
-    return np.array([max(1, round(float(2**20 * _CONTEXT.exp(-decimal.Decimal(i) / UNIT)))) for i in range(16 * UNIT)])
+    ratio, first = _CONTEXT.exp(-decimal.Decimal(1) / UNIT), decimal.Decimal(2**20)
+    weights = itertools.accumulate(itertools.repeat(ratio, 16 * UNIT - 1), _CONTEXT.multiply, initial=first)
+    return np.array([max(1, round(float(weight))) for weight in weights])
 
 
 def _logistic(step, most):

@@ -8,7 +8,9 @@ input failed, each named in one line on stderr; 2 a command that makes no sense;
 """
 
 import argparse
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import shlex
@@ -44,6 +46,7 @@ def main(argv=None) -> int:
     arguments.command = shlex.join(["jaxcodec", *(sys.argv[1:] if argv is None else argv)])
     jobs.quiet = getattr(arguments, "quiet", False)
     compilation.keep()
+    _collect_less()
     with _own_warnings(), _termination():
         try:
             code = arguments.run(arguments)
@@ -76,6 +79,16 @@ def make_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _collect_less():
+    """Has Python not search all that JAX is made of for garbage while it is imported, and not again before it ends.
+
+    Either takes as long as the encoding of a minute. What is no longer referred to is freed without that.
+    """
+    if "jax" not in sys.modules:
+        gc.set_threshold(100_000)
+        atexit.register(gc.freeze)
 
 
 class _Warnings(logging.Handler):
