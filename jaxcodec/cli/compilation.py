@@ -2,7 +2,7 @@
 
 In the folder that the environment variable JAXCODEC_CACHE names, $XDG_CACHE_HOME/jaxcodec or ~/.cache/jaxcodec by default;
 nothing is kept where it is empty. JAX's own JAX_COMPILATION_CACHE_DIR has the last word. Of encoding and decoding whole
-programs are kept (`programs`), of all else what JAX keeps.
+programs are kept (`kept_programs`), of all else what JAX keeps.
 """
 
 import os
@@ -11,10 +11,11 @@ import sys
 import tempfile
 
 from jaxcodec import programs
+from jaxcodec.cli import kept_programs
 
 
 def keep():
-    """Tells JAX, before it is imported, and `programs` where to keep them.
+    """Tells JAX, before it is imported, and `programs` how to run them, where to keep what is compiled.
 
     No command fails for a folder that cannot be written.
     """
@@ -24,7 +25,7 @@ def keep():
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-        programs.keep(folder / "programs")
+        programs.run_by(kept_programs.KeptPrograms(folder / "programs"))
 
 
 def _folder():

@@ -7,6 +7,7 @@ import pytest
 
 import jaxcodec
 from jaxcodec import programs
+from jaxcodec.cli import kept_programs
 from tests import support
 
 traced = []
@@ -27,16 +28,15 @@ def scaled(scale, values):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where programs are kept, as if by a new process."""
+    """Where programs are kept."""
     traced.clear()
-    programs.keep(tmp_path / "programs")
     yield tmp_path / "programs"
-    programs.keep(None)
+    programs.run_by(None)
 
 
-def call(scale, size):
-    """The result of a call in what might be a process of its own, checked."""
-    programs.keep(programs._folder)
+def call(folder, scale, size):
+    """How often `scaled` was traced after a call in what might be a process of its own; its result is checked."""
+    programs.run_by(folder and kept_programs.KeptPrograms(folder))
     programs.jitted(scaled).clear_cache()
     values = np.arange(size, dtype=np.float32)
     result = programs.call(scaled, scale, values)["result"]
@@ -45,14 +45,13 @@ def call(scale, size):
 
 
 def test_a_kept_program_is_not_traced_again_and_another_is(folder):
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5), call(Scale(3.0, 2), 5)] == [1, 1, 1]
-    assert [call(Scale(2.0, 3), 5), call(Scale(2.0, 2), 6), call(Scale(2, 2), 5)] == [2, 3, 4]
+    assert [call(folder, Scale(2.0, 2), 5), call(folder, Scale(2.0, 2), 5), call(folder, Scale(3.0, 2), 5)] == [1, 1, 1]
+    assert [call(folder, Scale(2.0, 3), 5), call(folder, Scale(2.0, 2), 6), call(folder, Scale(2, 2), 5)] == [2, 3, 4]
     assert len(list(folder.iterdir())) == 4
 
 
 def test_without_a_folder_nothing_is_kept(folder):
-    programs.keep(None)
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5)] == [1, 2]
+    assert [call(None, Scale(2.0, 2), 5), call(None, Scale(2.0, 2), 5)] == [1, 2]
     assert not folder.exists()
 
 
@@ -60,34 +59,35 @@ def test_without_a_folder_nothing_is_kept(folder):
     "damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[:50] + b"x" + data[51:]]
 )
 def test_a_damaged_program_is_made_anew(folder, damage):
-    call(Scale(2.0, 2), 5)
+    call(folder, Scale(2.0, 2), 5)
     (file,) = folder.iterdir()
     file.write_bytes(damage(file.read_bytes()))
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5)] == [2, 2]
+    assert [call(folder, Scale(2.0, 2), 5), call(folder, Scale(2.0, 2), 5)] == [2, 2]
 
 
 def test_a_program_of_somebody_else_is_not_run(folder, monkeypatch):
-    call(Scale(2.0, 2), 5)
+    call(folder, Scale(2.0, 2), 5)
     (file,) = folder.iterdir()
     kept = file.read_bytes()
-    monkeypatch.setattr(programs.os, "getuid", lambda: file.stat().st_uid + 1)
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5)] == [2, 3]
+    monkeypatch.setattr(kept_programs.os, "getuid", lambda: file.stat().st_uid + 1)
+    assert [call(folder, Scale(2.0, 2), 5), call(folder, Scale(2.0, 2), 5)] == [2, 3]
     assert file.read_bytes() == kept
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing(folder):
     folder.write_text("a file")
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5)] == [1, 2]
+    assert [call(folder, Scale(2.0, 2), 5), call(folder, Scale(2.0, 2), 5)] == [1, 2]
 
 
 def test_what_programs_depend_on_names_them(folder, monkeypatch):
-    call(Scale(2.0, 2), 5)
-    found = programs._surroundings()
-    monkeypatch.setattr(programs, "_surroundings", lambda: (*found, "another JAX"))
-    assert [call(Scale(2.0, 2), 5), call(Scale(2.0, 2), 5)] == [2, 2]
+    call(folder, Scale(2.0, 2), 5)
+    found = kept_programs._surroundings()
+    monkeypatch.setattr(kept_programs, "_surroundings", lambda: (*found, "another JAX"))
+    assert [call(folder, Scale(2.0, 2), 5), call(folder, Scale(2.0, 2), 5)] == [2, 2]
 
 
 def test_functions_that_no_name_tells_apart_are_not_kept(folder):
+    programs.run_by(kept_programs.KeptPrograms(folder))
     for offset in (1, 2):
         assert programs.call(lambda x, offset=offset: x + offset, 1.0) == 1 + offset
     assert not folder.exists()
@@ -96,12 +96,11 @@ def test_functions_that_no_name_tells_apart_are_not_kept(folder):
 def test_a_codec_has_the_same_codes_and_sound_by_kept_programs(folder, monkeypatch):
     codec = support.trained_codec(support.small_config())
     (audio,) = support.speech_like(1, 3000)
-    programs.keep(None)
     codes = jaxcodec.encode(codec, audio)
     decoded = jaxcodec.decode(codec, codes, len(audio))
 
     def check():
-        programs.keep(folder)
+        programs.run_by(kept_programs.KeptPrograms(folder))
         assert np.array_equal(jaxcodec.encode(codec, audio), codes)
         assert np.array_equal(jaxcodec.decode(codec, codes, len(audio)), decoded)
 
