@@ -19,11 +19,13 @@ from collections.abc import Callable
 from etils import epy
 
 import jaxcodec
-from jaxcodec import atomic, programs
+from jaxcodec import programs
 
-with epy.lazy_imports():  # JAX reads its settings when it is imported, which may be later
+with epy.lazy_imports():  # --help needs none of them, and JAX reads its settings when it is imported
     import jax
     from jax.experimental import serialize_executable
+
+    from jaxcodec import atomic
 
 
 class KeptPrograms:
