@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _collect_less():
     """Has Python not search all that JAX is made of for garbage while it is imported, and not again before it ends.
 
-    Either takes as long as the encoding of a minute. What is no longer referred to is freed without that.
+    Either takes a quarter of a second and more. What is no longer referred to is freed without that.
     """
     if "jax" not in sys.modules:
         gc.set_threshold(100_000)
