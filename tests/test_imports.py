@@ -16,7 +16,6 @@ RINGS = (
     ("pcm", "recipe", "nn", "quantizers"),
     (
         "codec",
-        "programs",
         "training.step",
         "training.adversarial",
         "inference.trained",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import inference, programs
+from jaxcodec import inference
 from jaxcodec.inference import functions, windows
 from jaxcodec.quantizers import rvq
 from tests import support
@@ -247,11 +247,11 @@ def test_another_length_compiles_nothing():
 
 
 def test_lengths_of_all_sizes_share_few_compiled_shapes():
-    codec, program = trained(), programs.jitted(functions.encode_window)
-    program.clear_cache()
+    codec = trained()
+    windows._compiled.clear_cache()
     for length in (1, 33, 500, 901):
         jaxcodec.encode(codec, np.zeros(length, np.float32))
-    assert program._cache_size() == 1
+    assert windows._compiled._cache_size() == 1
 
 
 def test_rates_and_sizes_are_those_of_the_recipe():
