@@ -13,7 +13,7 @@ import jaxcodec
 from configs import telugu
 from jaxcodec import codec as codec_module, training
 from jaxcodec.nn import envelope, networks, spectral
-from jaxcodec.quantizers import layout, rvq
+from jaxcodec.quantizers import gain_shape, layout, rvq
 from tests import support
 
 N, F, C = layout.NUM_BANDS, 40, 24  # bands, coefficients of the spectrum, and those coded
@@ -185,19 +185,43 @@ def test_rounded_products_cost_next_to_no_error():
 
 def test_fewer_codebooks_are_searched_on_their_own():
     codec, clip = trained(model__rvq__beams=3), speech(6400)
-    codes = np.asarray(jaxcodec.encode(codec, clip))
-    latents, bands = (
-        np.asarray(jaxcodec.latents(codec, clip)),
-        np.asarray(jaxcodec.dequantize(codec, codes[:1]))[:, C : C + N],
-    )
-    shape = latents[:, :C] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
-    for count in (1, 2, 3):
+    codes, latents = np.asarray(jaxcodec.encode(codec, clip)), np.asarray(jaxcodec.latents(codec, clip))
+    nearest = rvq.nearest(latents[:, C : C + N], codec.constants["envelope"]["centroids"][0])
+    np.testing.assert_array_equal(jaxcodec.encode(codec, clip, 1)[0], nearest)
+    for count in (2, 3):
         fewer = np.asarray(jaxcodec.encode(codec, clip, count))
-        np.testing.assert_array_equal(fewer[0], codes[0])
-        if count > 1:
-            expected = rvq.search(shape[None], codec.constants["shape"]["centroids"][: count - 1], 3)
-            np.testing.assert_array_equal(fewer[1:], expected[0])
+        bands = np.asarray(jaxcodec.dequantize(codec, fewer[:1]))[:, C : C + N]
+        shape = latents[:, :C] / apply(codec, lambda module, bands: module.quantizer._scales(bands), bands)
+        expected = rvq.search(shape[None], codec.constants["shape"]["centroids"][: count - 1], 3)
+        np.testing.assert_array_equal(fewer[1:], expected[0])
     assert not np.array_equal(fewer, codes[:3])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_of_the_nearest_envelopes_the_one_is_taken_with_which_the_first_shape_is_nearest(count):
+    codec, clip = trained(model__rvq__beams=3), speech(6400)
+    latents, codes = np.asarray(jaxcodec.latents(codec, clip)), np.asarray(jaxcodec.encode(codec, clip, count))
+    coefficients, bands = latents[:, :C], latents[:, C : C + N]
+    envelopes, shapes = (np.asarray(codec.constants[name]["centroids"][0]) for name in ("envelope", "shape"))
+    scales = functools.partial(apply, codec, lambda module, bands: np.asarray(module.quantizer._scales(bands)))
+    of_bands, distances = scales(bands), np.sum((bands[:, None] - envelopes) ** 2, axis=-1)
+    errors = np.full(distances.shape, np.inf)
+    for code, told in enumerate(np.broadcast_to(envelopes[:, None], (len(envelopes), *bands.shape))):
+        shape = coefficients / scales(told)
+        chosen = shapes[np.argmin(np.sum((shape[:, None] - shapes) ** 2, axis=-1), axis=1)]
+        left = np.sum(((coefficients - chosen * scales(told)) / of_bands) ** 2, axis=-1)
+        tried = np.any(np.argsort(distances, axis=1)[:, :3] == code, axis=1)
+        own = np.mean((told - bands) ** 2, axis=-1)
+        errors[:, code] = np.where(tried, left + gain_shape.envelope_weight(count - 1) * own, np.inf)
+    assert np.mean(codes[0] == np.argmin(errors, axis=1)) > 0.98  # but for rounded products
+    assert np.mean(codes[0] == np.argmin(distances, axis=1)) < 0.97
+
+
+def test_the_more_of_the_shape_follows_the_nearer_the_envelope_is():
+    codec, clip = trained(model__rvq__beams=3), speech(6400)
+    bands = np.asarray(jaxcodec.latents(codec, clip))[:, C : C + N]
+    told = [np.asarray(jaxcodec.dequantize(codec, jaxcodec.encode(codec, clip, n)))[:, C : C + N] for n in (1, 4, 2)]
+    assert np.all(np.diff([np.mean((x - bands) ** 2) for x in told]) > 0)
 
 
 def test_a_stream_a_batch_and_a_file_have_the_codes_and_the_sound_of_the_clip():

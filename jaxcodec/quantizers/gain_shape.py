@@ -16,6 +16,17 @@ from jax import lax
 from jaxcodec.nn import envelope
 from jaxcodec.quantizers import interface, layout, rvq
 
+# How many envelopes the search for codes tries.
+ENVELOPES = 4
+
+
+def envelope_weight(num_shape: int) -> float:
+    """What a decibel squared of the envelope weighs beside the squared error that the first codebook of the shape leaves.
+
+    The more of them follow, the less of that error stays, while the envelope's does.
+    """
+    return 2.0 * num_shape**0.6
+
 
 class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
     """Of Q codebooks the first `num_envelope` code the bands, the rest the coefficients of a spectrum of `num_bins`."""
@@ -74,8 +85,35 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         """Codes of the envelope, and the shape under it."""
         coefficients, bands, _ = layout.gain_shape_parts(latents, self.told_rate)
         state = self.codebooks.value["envelope"]
-        codes = self._search(bands, state, rates, frame_mask)
+        if self.beams > 1 and self.num_envelope == 1 and rates != 1:
+            flat = (x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (coefficients, bands))
+            weight = envelope_weight(self._num_shape if rates is None else rates - 1)
+            choose = functools.partial(self._envelope_with_shape, weight=weight)
+            codes = rvq.by_blocks(choose, frame_mask, *flat).reshape(len(latents), 1, -1)
+        else:
+            codes = self._search(bands, state, rates, frame_mask)
         return codes, coefficients / self._scales(rvq.dequantize(codes, state.centroids))
+
+    def _envelope_with_shape(self, coefficients, bands, weight):
+        """Codes (N,) of the envelope, of coefficients (N, F) and bands (N, n), with which what is decoded is nearest.
+
+        Of the nearest envelopes the one with the least error: what the first codebook of the shape leaves, over the scales
+        of the true envelope, and weight times the envelope's own, the mean of the bands' in dB squared.
+        """
+        envelopes, shapes = (self.codebooks.value[name] for name in ("envelope", "shape"))
+        table = getattr(shapes, "table", None)
+        table = rvq.tabulate(shapes.centroids[:1]) if table is None else table
+        entries = jnp.asarray(envelopes.centroids[0])
+        distances = jnp.sum((bands[:, None] - entries[None]) ** 2, axis=-1)
+        candidates = lax.top_k(-distances, min(ENVELOPES, self.beams))[1]
+        told = entries[candidates]  # (N, M, n)
+        scales = self._scales(told)
+        shape = coefficients[:, None] / scales
+        codes = rvq.nearest_tabulated(shape.reshape(-1, shape.shape[-1]), table, 0).reshape(candidates.shape)
+        left = (coefficients[:, None] - scales * shapes.centroids[0][codes]) / self._scales(bands)[:, None]
+        errors = jnp.sum(left**2, axis=-1) + weight * jnp.mean((told - bands[:, None]) ** 2, axis=-1)
+        best = lax.top_k(-errors, 1)[1]
+        return jnp.sum(jnp.where(jnp.arange(candidates.shape[1])[None] == best, candidates, 0), axis=-1)
 
     def decode(self, codes):
         state = self.codebooks.value

@@ -148,14 +148,33 @@ def search(
     centroids = jnp.asarray(centroids)
     stages = _Stages(count, centroids, tabulate(centroids[:count]) if table is None else table)
     frames = latents.astype(jnp.float32).reshape(-1, dim)
-    exist = jnp.ones((batch, num_frames), bool) if frame_mask is None else frame_mask
-    # As many frames at once as have their products in a processor's cache. Symbolic sizes are not cut.
-    if isinstance(frames.shape[0], int) and frames.shape[0] % _BLOCK == 0:
-        blocks = frames.reshape(-1, _BLOCK, dim), exist.reshape(-1, _BLOCK)
-        codes = lax.map(lambda block: _search_block(block[0], block[1], stages, beams), blocks)
-    else:
-        codes = _search_frames(frames, stages, beams)
+    codes = by_blocks(lambda block: _search_frames(block, stages, beams), frame_mask, frames)
     return jnp.moveaxis(codes.reshape(batch, num_frames, count), 2, 1)
+
+
+_BLOCK = 64  # frames
+_GROUP = 32  # centroids
+
+
+def by_blocks(search, frame_mask, *frames):
+    """search(*frames) of frames (N, ...), each of which has a result of its own, a block of them at a time.
+
+    As many at once as have their products in a processor's cache, and none of those that frame_mask, of N elements, leaves
+    out. Symbolic sizes are not cut.
+    """
+    size = frames[0].shape[0]
+    if not isinstance(size, int) or size % _BLOCK:
+        return search(*frames)
+    if frame_mask is None:
+        frame_mask = jnp.ones(size, bool)
+    result = jax.eval_shape(search, *(jax.ShapeDtypeStruct((_BLOCK, *x.shape[1:]), x.dtype) for x in frames))
+
+    def search_block(block):
+        exist, *frames = block
+        return lax.cond(jnp.any(exist), lambda: search(*frames), lambda: jnp.zeros(result.shape, result.dtype))
+
+    blocks = lax.map(search_block, [x.reshape(-1, _BLOCK, *x.shape[1:]) for x in (frame_mask.reshape(size), *frames)])
+    return blocks.reshape(size, *result.shape[1:])
 
 
 class _Stages(NamedTuple):
@@ -167,16 +186,6 @@ class _Stages(NamedTuple):
     number: int
     centroids: jax.Array  # (Q, K, D)
     table: Table
-
-
-_BLOCK = 64  # frames
-_GROUP = 32  # centroids
-
-
-def _search_block(frames, exist, stages, beams):
-    """`_search_frames`, but for a block where none of the frames exist: the rest of a window is not searched."""
-    nothing = jnp.zeros((len(frames), stages.number), jnp.int32)
-    return lax.cond(jnp.any(exist), lambda: _search_frames(frames, stages, beams), lambda: nothing)
 
 
 def _search_frames(frames, stages, beams):
@@ -198,6 +207,12 @@ def _search_frames(frames, stages, beams):
     carry, _ = stage((frames[:, None], errors, paths), 0)
     _, errors, paths = lax.scan(stage, carry, jnp.arange(1, stages.number))[0] if stages.number > 1 else carry
     return _pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
+
+
+def nearest_tabulated(vectors: jax.Array, table: Table, number: int) -> jax.Array:
+    """`nearest` by rounded products: the codes (N,) of vectors (N, D) in the codebook of a table."""
+    table = jax.tree.map(lambda x: x[number], table)
+    return _best(vectors[:, None], jnp.zeros((len(vectors), 1)), table, 1)[1][:, 0]
 
 
 def _best(residuals, errors, table, beams):
