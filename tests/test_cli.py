@@ -823,6 +823,25 @@ def test_help_is_there_at_once():
     assert all(name in done.stdout for name in ("encode", "decode", "info", "truncate", "eval", "tokens", "export"))
 
 
+def test_a_command_keeps_its_programs_for_the_next(model, speech):
+    command = [sys.executable, "-m", "jaxcodec", "encode", "speech.wav", "-o", "-", "--model", model, "--quiet"]
+    environment = os.environ | {"JAXCODEC_CACHE": "cache", "PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def encode():
+        return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+    def kept():
+        return {path: path.stat().st_ino for path in pathlib.Path("cache/programs").iterdir()}
+
+    first, programs = encode(), kept()
+    assert programs
+    assert encode() == first and kept() == programs
+    (file, *_) = programs
+    file.unlink()
+    assert encode() == first and kept().keys() == programs.keys()
+
+
 def documented(mark, language):
     return re.findall(
         rf"<!-- ci: {mark} -->\n```{language}\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(), re.DOTALL

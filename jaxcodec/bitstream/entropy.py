@@ -56,7 +56,7 @@ class ProbabilityModel(Protocol):
         """What it is made of; the static method `from_arrays` takes it back, and raises ValueError where it cannot be."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EntropyModel:
     """Context chains and tables of Q codebooks. Equal models have equal digests.
 
@@ -124,6 +124,9 @@ class EntropyModel:
 
     def __hash__(self):
         return hash(self.digest)
+
+    def __repr__(self):
+        return f"EntropyModel({self.digest.hex()[:16]})"
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The four integer arrays by name; `from_arrays` takes them back."""

@@ -73,6 +73,9 @@ class PriorModel:
     def __hash__(self):
         return hash(self.digest)
 
+    def __repr__(self):
+        return f"PriorModel({self.digest.hex()[:16]})"
+
     def __str__(self):
         return f"{self.num_bins} coefficients and {layout.EXTRA} codes beside them"
 

@@ -9,7 +9,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxcodec import quantizers, recipe
+from jaxcodec import programs, quantizers, recipe
 from jaxcodec.codec import Codec
 from jaxcodec.inference import clips
 
@@ -116,7 +116,7 @@ class TrainedCodec(flax.struct.PyTreeNode):
     def ready(self) -> "TrainedCodec":
         """The same, with what the search for codes makes of the codebooks: many short steps do it once."""
         with jax.ensure_compile_time_eval():
-            return self.replace(constants=jax.jit(self.module.quantizer.ready)(self.constants))
+            return self.replace(constants=programs.call(self.module.quantizer.ready, self.constants))
 
     def with_beams(self, beams: int) -> "TrainedCodec":
         """The same codec with a search for codes of `beams` beams (`quantizers.rvq.search`).

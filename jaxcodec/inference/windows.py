@@ -5,7 +5,6 @@ sequence is cut into windows that overlap by that context, and of each only the 
 bounded, few shapes are compiled, and the results do not depend on how a sequence came: alone, in a batch, in pieces.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxcodec import programs
 
 # XLA's CPU backend adds up a product of matrices in an order that depends on the number of rows: the same from 64 to some
 # 4000, another below and above. A code near a tie would flip, so every window (MIN) and group of windows (MAX) is inside.
@@ -118,14 +119,9 @@ def _apply(op, context, windows, group):
     spans = np.zeros((2, group), np.int32)
     for i, window in enumerate(windows):
         values[i], spans[:, i] = window.values, (window.start, window.stop)
-    results = np.asarray(_compiled(op.step, context, values, *spans))
+    results = np.asarray(programs.call(op.step, context, values, *spans))
     before = op.context[0]
     return [result[before : before + window.wanted] for result, window in zip(results, windows)]  # noqa: B905
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled(step, context, values, starts, stops):
-    return step(context, values, starts, stops)
 
 
 def _empty_result(op, context, value, frames):

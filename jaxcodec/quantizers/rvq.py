@@ -502,12 +502,16 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return {"centroids": state.centroids}
 
     def ready(self, constants):
-        return constants | ({"table": tabulate(constants["centroids"])} if self.beams > 1 else {})
+        if self.beams == 1:
+            return constants
+        return constants | {"table": vars(tabulate(constants["centroids"]))}
 
     def state_of(self, constants):
         nothing = np.zeros((), np.float32)  # the averages that training needs
-        kind = Tabulated if "table" in constants else Codebooks
-        return kind(**{"counts": nothing, "sums": nothing, **constants})
+        averages = {"counts": nothing, "sums": nothing}
+        if "table" in constants:
+            return Tabulated(**averages | constants | {"table": Table(**constants["table"])})
+        return Codebooks(**averages | constants)
 
     def resumed(self, constants):
         """The first codebooks of as many or more; averages as if every centroid had been chosen once a step."""
