@@ -144,6 +144,7 @@ def start_cases(models):
     folder = Path(tempfile.mkdtemp(prefix="speed_"))
     audio_files.save(folder / "in.wav", speech(5), 16000)
     environment = os.environ | {"JAXCODEC_CACHE": str(folder / "cache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     run = functools.partial(subprocess.run, check=True, cwd=ROOT, env=environment)
     command = [sys.executable, "-m", "jaxcodec"]
     cases = {"start, import jax": (lambda: run([sys.executable, "-c", "import jax"]), 0)}
