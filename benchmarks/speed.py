@@ -87,8 +87,8 @@ def codec_cases(name, codec, shapes, streams):
         for title, function in {
             "encode": lambda clips=clips: jaxcodec.encode(codec, clips),
             "decode": lambda codes=codes, lengths=lengths: jaxcodec.decode(codec, codes, lengths),
-            "compress": lambda clips=clips: [jaxcodec.compress(codec, clip) for clip in clips],
-            "decompress": lambda data=data: [jaxcodec.decompress(codec, one) for one in data],
+            "compress": lambda clips=clips: jaxcodec.compress(codec, clips),
+            "decompress": lambda data=data: jaxcodec.decompress(codec, data),
         }.items():
             cases[f"{title}, {shape}"] = function, batch * seconds
     for listeners in STREAMS if streams else ():

@@ -168,6 +168,30 @@ def test_a_damaged_block_raises_with_its_number_and_frames_or_is_reported(codes,
     np.testing.assert_array_equal(read, expected[:, 60:80])
 
 
+def test_files_read_together_are_what_they_are_alone_and_the_model_is_asked_once(codes, model, monkeypatch):
+    whole = [pack(codes[:count], K, model, block_frames=25) for count in (2, 4, 2)]
+    flipped = bytearray(whole[2])
+    flipped[container._parse(whole[2]).blocks[1].offset] ^= 1
+    given = [whole[0], whole[1], b"nothing", pack(codes, K), bytes(flipped), whole[0][:-30], whole[1] + b"more"]
+    asked, decode_blocks = [], entropy.EntropyModel.decode_blocks
+
+    def counted(self, blocks, num_codebooks, sizes):
+        asked.append((num_codebooks, len(blocks)))
+        return decode_blocks(self, blocks, num_codebooks, sizes)
+
+    monkeypatch.setattr(entropy.EntropyModel, "decode_blocks", counted)
+    read = container.unpack_together(given, model)
+    assert sorted(asked) == [(2, 4 + 3 + 2), (4, 4)]  # the last block of each, of one frame, is stored
+    assert [content is None for content in read] == [False, False, True, False, False, False, True]
+    for data, content in zip(given, read, strict=True):
+        if content is not None:
+            alone = container.unpack(data, model, errors="report")
+            assert content.header == alone.header and content.damaged == alone.damaged
+            np.testing.assert_array_equal(content.codes, alone.codes)
+    assert [len(read[place].damaged) for place in (0, 4, 5)] == [0, 1, 3]
+    assert container.unpack_together(whole, None) == [None] * 3 and container.unpack_together([], model) == []
+
+
 def test_blocks_that_change_places_or_come_from_another_file_are_damaged(codes):
     data, other = pack(codes, K, block_frames=25), pack((codes + 1) % K, K, block_frames=25, fingerprint=b"anything")
     first, second = container._parse(data).blocks[:2]

@@ -205,6 +205,55 @@ def test_the_codes_of_a_long_recording_are_never_held_whole(codec, recording, lo
     assert sum(sizes) == frames and max(sizes) == 2 * 5 * codec.frame_rate
 
 
+@pytest.fixture
+def lanes(codec, monkeypatch):
+    """How many blocks were decoded side by side, call by call."""
+    calls, decode_blocks = [], type(codec.entropy).decode_blocks
+
+    def counted(self, blocks, *sizes):
+        calls.append(len(blocks))
+        return decode_blocks(self, blocks, *sizes)
+
+    monkeypatch.setattr(type(codec.entropy), "decode_blocks", counted)
+    return calls
+
+
+def test_short_files_are_read_side_by_side_and_sound_as_each_does_alone(codec, clip, long_file, lanes, monkeypatch):
+    short = [files.compress(codec, clip[:size], quality=0) for size in (16000, 48000, 8000, 0)]
+    alone = [files.decompress(codec, data) for data in short]
+    lanes.clear()
+    for one, other in zip(files.decompress(codec, short), alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert lanes == [3]
+    lanes.clear()
+    for one, data in zip(jaxcodec.unpack(codec, short), short, strict=True):
+        np.testing.assert_array_equal(one.codes, jaxcodec.unpack(codec, data).codes)
+    assert lanes == [3, 1, 1, 1]
+    lanes.clear()
+    monkeypatch.setattr(files, "_PIECE_BLOCKS", 2)
+    given = [short[0], short[1], short[2], long_file, b"none", short[0]]
+    read = files.read_together((place, codec, data) for place, data in enumerate(given))
+    assert [(one.key, one.content is None) for one in read] == list(enumerate([False] * 3 + [True, True, False]))
+    assert lanes == [2, 1, 1]
+
+
+def test_what_is_wrong_with_one_of_several_files_is_said_as_of_it_alone(codec, clip, lanes):
+    good, other = (files.compress(codec, clip[:size], quality=0) for size in (16000, 48000))
+    flipped = bytearray(good)
+    flipped[-10] ^= 1
+    for read in (jaxcodec.unpack, files.decompress):
+        with pytest.raises(ValueError, match=r"block 0 .* is damaged"):
+            read(codec, [other, bytes(flipped)])
+    read = jaxcodec.unpack(codec, [bytes(flipped), good], errors="report")
+    assert [one.damaged for one in read] == [[(0, codec.num_frames(16000))], []]
+    with pytest.raises(ValueError, match=r"errors is .*other"):
+        jaxcodec.unpack(codec, [good], errors="other")
+    lanes.clear()
+    with pytest.raises(files.TooLong, match=r"3\.0 s"):
+        files.decompress(codec, [good, other], max_seconds=2)
+    assert lanes == [1]  # what is too long is never decoded
+
+
 def test_a_long_file_decoded_in_pieces_sounds_as_the_whole(codec, recording, long_file):
     codes, num_samples, _ = jaxcodec.unpack(codec, long_file)
     whole = np.asarray(functions.decode(codec, codes, num_samples))

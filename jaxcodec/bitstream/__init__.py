@@ -24,4 +24,5 @@ from jaxcodec.bitstream.container import (
     truncate as truncate,
     unpack as unpack,
     unpack_pieces as unpack_pieces,
+    unpack_together as unpack_together,
 )

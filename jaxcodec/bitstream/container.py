@@ -12,7 +12,7 @@ version 2 say alike, which matters where a file has a few hundred bytes. Nothing
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -342,18 +342,44 @@ def unpack_pieces(
         yield _content(data, layout, entropy_model, start, stop, "report")
 
 
+def unpack_together(
+    files: Sequence[bytes], entropy_model: entropy.ProbabilityModel | None = None
+) -> list[Content | None]:
+    """What `unpack` gives of each of some files with `errors="report"`, None where it raises; all decoded side by side."""
+    layouts: list[_Layout | None] = []
+    for data in files:
+        try:
+            layout = _parse(data)
+            _check(data, layout, entropy_model, layout.header.num_frames, "report")
+            layouts.append(layout)
+        except BitstreamError:
+            layouts.append(None)
+    whole = [(data, layout) for data, layout in zip(files, layouts, strict=True) if layout]
+    parts = [(data, layout, number) for data, layout in whole for number in range(len(layout.blocks))]
+    blocks = _read_blocks(parts, entropy_model)
+    return [layout and _assembled(layout.header, blocks, 0, layout.header.num_frames) for layout in layouts]
+
+
 def _content(data, layout, entropy_model, start_frame, stop_frame, errors):
     """Frames [start_frame, stop_frame) of a file."""
-    header = layout.header
-    _check_whole(data, layout, stop_frame - start_frame, errors)
-    if header.entropy_digest is not None:
-        _check_model(header, entropy_model)
+    _check(data, layout, entropy_model, stop_frame - start_frame, errors)
+    numbers = _block_numbers(layout.header, start_frame, stop_frame)
+    blocks = _read_blocks([(data, layout, number) for number in numbers], entropy_model)
+    return _assembled(layout.header, blocks, start_frame, stop_frame, errors)
+
+
+def _block_numbers(header, start_frame, stop_frame):
+    """The blocks that hold frames [start_frame, stop_frame)."""
+    last = -(-stop_frame // header.block_frames) if start_frame < stop_frame else 0
+    return range(start_frame // header.block_frames, last)
+
+
+def _assembled(header, blocks, start_frame, stop_frame, errors="report"):
+    """The content of frames [start_frame, stop_frame) from the blocks that hold them, the next of `blocks`."""
     codes = np.zeros((header.num_codebooks, stop_frame - start_frame), header.dtype)
     damaged = []
-    last_block = -(-stop_frame // header.block_frames) if start_frame < stop_frame else 0
-    for number, block in _read_blocks(
-        data, layout, range(start_frame // header.block_frames, last_block), entropy_model
-    ):
+    for number in _block_numbers(header, start_frame, stop_frame):
+        block = next(blocks)
         first, last = header.block_range(number)
         begin, end = max(first, start_frame), min(last, stop_frame)
         if isinstance(block, DamagedBlock):
@@ -393,6 +419,13 @@ def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.Probability
     packer = Packer._like(kept, None if header.entropy_digest is None else entropy_model)
     packer.add(codes[:num_codebooks])
     return packer.finish(header.num_samples)
+
+
+def _check(data, layout, entropy_model, num_frames, errors):
+    """Raises where the content of so many frames cannot be read, whatever its blocks are."""
+    _check_whole(data, layout, num_frames, errors)
+    if layout.header.entropy_digest is not None:
+        _check_model(layout.header, entropy_model)
 
 
 def _check_whole(data, layout, num_frames, errors):
@@ -553,23 +586,26 @@ def _check_size(header: Header, number: int, block: _Block) -> None:
         raise DamagedHeader(f"the index gives block {number} {block.size} bytes {coding}, stored it needs {stored}")
 
 
-def _read_blocks(data, layout, numbers, entropy_model):
-    """(number, codes (Q, n) or `DamagedBlock`) of a range of blocks, in order; several are decoded at once."""
-    header, blocks = layout.header, layout.blocks
-    for first in range(0, len(numbers), MAX_LANES):
-        some = numbers[first : first + MAX_LANES]
-        found = {number: _payload(data, layout, number) for number in some}
-        coded = [n for n in some if blocks[n].coded and not isinstance(found[n], DamagedBlock)]
-        sizes = [stop - start for start, stop in map(header.block_range, coded)]
-        if coded:
-            results = entropy_model.decode_blocks([found[n] for n in coded], header.num_codebooks, sizes)
-            for number, result in zip(coded, results, strict=True):
-                start, stop = header.block_range(number)
-                problem = str(result) if isinstance(result, entropy.DamagedCodes) else _out_of_range(result, header)
-                found[number] = DamagedBlock(number, start, stop, problem) if problem else result
-        for number in some:
-            stored = isinstance(found[number], bytes)
-            yield number, _stored_codes(found[number], header, number) if stored else found[number]
+def _read_blocks(parts, entropy_model):
+    """Codes (Q, n) or `DamagedBlock` of blocks (data, layout, number) of any files, in order; many are decoded at once."""
+    for first in range(0, len(parts), MAX_LANES):
+        some = parts[first : first + MAX_LANES]
+        found = [_payload(*part) for part in some]
+        coded: dict[int, list[int]] = {}  # by number of codebooks, which differs from file to file
+        for place, (_, layout, number) in enumerate(some):
+            if layout.blocks[number].coded and not isinstance(found[place], DamagedBlock):
+                coded.setdefault(layout.header.num_codebooks, []).append(place)
+        for num_codebooks, places in coded.items():
+            ranges = [some[place][1].header.block_range(some[place][2]) for place in places]
+            sizes = [stop - start for start, stop in ranges]
+            results = entropy_model.decode_blocks([found[place] for place in places], num_codebooks, sizes)
+            for place, result, (start, stop) in zip(places, results, ranges, strict=True):
+                _, layout, number = some[place]
+                wrong = isinstance(result, entropy.DamagedCodes)
+                problem = str(result) if wrong else _out_of_range(result, layout.header)
+                found[place] = DamagedBlock(number, start, stop, problem) if problem else result
+        for block, (_, layout, number) in zip(found, some, strict=True):
+            yield _stored_codes(block, layout.header, number) if isinstance(block, bytes) else block
 
 
 def _payload(data, layout, number):

@@ -1,7 +1,7 @@
 """.jxc files to recordings of their exact length."""
 
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import Jobs, Within, find_bitstreams, read_bytes
+from jaxcodec.cli.jobs import Jobs, Within, find_bitstreams, open_all
 
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "caf", "w64")  # audio.WRITABLE, without loading it
 
@@ -31,14 +31,14 @@ def run(arguments):
         codec_of = options.loader(arguments)
         within = Within()
 
-        def decode(job, output, damaged):
-            data = read_bytes(job.source)
-            codec = codec_of(data)
+        longest = arguments.max_seconds or files.MAX_SECONDS
+
+        def decode(read, output, damaged):
+            job, codec, data = read.key.job, read.codec, read.data
+            if read.codec is None:
+                raise read.key.error
             decoded = files.decode_file(
-                codec,
-                data,
-                keep_damaged=arguments.keep_damaged,
-                max_seconds=arguments.max_seconds or files.MAX_SECONDS,
+                codec, data, keep_damaged=arguments.keep_damaged, max_seconds=longest, content=read.content
             )
             seconds = decoded.num_samples / codec.sample_rate
 
@@ -53,9 +53,10 @@ def run(arguments):
             damaged += decoded.damaged
             return seconds, len(data)
 
-        for job in jobs:
-            damaged: list[tuple[float, float]] = []
-            jobs.attempt(job, lambda output, job=job, damaged=damaged: decode(job, output, damaged))
+        opened = open_all(((job, job.source) for job in jobs), codec_of)
+        for read in files.read_together(opened, longest):
+            job, damaged = read.key.job, []
+            jobs.attempt(job, lambda output, read=read, damaged=damaged: decode(read, output, damaged))
             if damaged:
                 silence = ", ".join(f"{start:.2f} to {stop:.2f} s" for start, stop in damaged)
                 jobs.fail(job, f"damaged, silence at {silence}")

@@ -213,6 +213,25 @@ def read_bytes(source) -> bytes:
     return sys.stdin.buffer.read() if source == STREAM else epath.Path(source).read_bytes()
 
 
+class Opened(NamedTuple):
+    """A file that has been read for somebody, or why that cannot be."""
+
+    job: Any
+    error: Exception | None
+
+
+def open_all(files, codec_of):
+    """(`Opened`, codec, bytes) of each of files, pairs of whose it is and its path, for `files.read_together`."""
+    for job, source in files:
+        try:
+            data = read_bytes(source)
+            codec = codec_of(data)
+        except (ValueError, OSError) as error:
+            yield Opened(job, error), None, b""
+        else:
+            yield Opened(job, None), codec, data
+
+
 def _plan(inputs, output, find, suffix, suffixes):
     """The jobs of a command: where the output of each input file goes."""
     files = list(expand(inputs, find))

@@ -1,7 +1,7 @@
 """.jxc files read to their last block: which are whole, and where the others are damaged."""
 
 from jaxcodec.cli import arguments as options
-from jaxcodec.cli.jobs import about, expand, find_bitstreams, note, progress_bar, read_bytes, tell
+from jaxcodec.cli.jobs import about, expand, find_bitstreams, note, open_all, progress_bar, tell
 
 
 def add_arguments(parser):
@@ -17,11 +17,15 @@ def run(arguments):
 
     sources = [path for _, path in expand(arguments.inputs, find_bitstreams)]
     codec_of, whole, seconds = options.loader(arguments), 0, 0.0
+    longest = arguments.max_seconds or files.MAX_SECONDS
     with progress_bar(len(sources)) as bar:
-        for source in sources:
+        opened = open_all(((source, source) for source in sources), codec_of)
+        for read in files.read_together(opened, longest):
+            source = read.key.job
             try:
-                data = read_bytes(source)
-                length, damaged = files.verify(codec_of(data), data, arguments.max_seconds or files.MAX_SECONDS)
+                if read.codec is None:
+                    raise read.key.error
+                length, damaged = files.verify(read.codec, read.data, longest, read.content)
             except (ValueError, OSError) as error:
                 tell(about("stdin" if source == "-" else source, error))
             else:

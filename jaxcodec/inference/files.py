@@ -89,9 +89,15 @@ def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool 
 @method
 def decompress(codec: TrainedCodec, data, *, max_seconds: float = MAX_SECONDS):
     """The audio (S,) float32 of a .jxc file's content, or a list for a list. Raises `ValueError` as `unpack` does."""
-    if isinstance(data, list | tuple):
-        return [decompress(codec, one, max_seconds=max_seconds) for one in data]
-    return np.concatenate([np.zeros(0, np.float32), *decode_file(codec, data, max_seconds=max_seconds).blocks])
+    given = data if isinstance(data, list | tuple) else [data]
+    together = read_together(((None, codec, one) for one in given), max_seconds)
+    clips = [
+        np.concatenate(
+            [np.zeros(0, np.float32), *decode_file(codec, one, max_seconds=max_seconds, content=content).blocks]
+        )
+        for _, _, one, content in together
+    ]
+    return clips if isinstance(data, list | tuple) else clips[0]
 
 
 def at_kbps(codec: TrainedCodec, attempt: Callable, kbps: float, seconds: float, rate=None) -> tuple[Any, bytes]:
@@ -210,15 +216,70 @@ def unpack(
       TooLong: it holds more than `max_seconds` of audio.
       bitstream.BitstreamError: it is no such file, or damaged; the subclass says how.
     """
-    if isinstance(data, list | tuple):
-        return [unpack(codec, one, errors=errors, max_seconds=max_seconds) for one in data]
+    if not isinstance(data, list | tuple):
+        return _unpack(codec, data, errors, max_seconds)
+    together = read_together(((None, codec, one) for one in data), max_seconds)
+    return [_unpack(codec, one, errors, max_seconds, content) for _, _, one, content in together]
+
+
+def _unpack(codec, data, errors, max_seconds, content=None):
     header = _header(codec, data, max_seconds)
-    content = bitstream.unpack(data, codec.entropy, errors=errors)
+    if content is None or errors not in ("raise", "report") or (errors == "raise" and content.damaged):
+        content = bitstream.unpack(data, codec.entropy, errors=errors)
     impossible = _clear_impossible(codec, content, 0)
     if impossible and errors == "raise":
         raise impossible[0]
     damaged = sorted(content.damaged + [(error.start_frame, error.stop_frame) for error in impossible])
     return Unpacked(content.codes.astype(np.int32), header.num_samples, damaged)
+
+
+class Read(NamedTuple):
+    """A file, the codec it is for, and what it holds where that has been read."""
+
+    key: Any
+    codec: TrainedCodec | None
+    data: bytes
+    content: bitstream.Content | None
+
+
+def read_together(
+    files: Iterable[tuple[Any, TrainedCodec | None, bytes]], max_seconds: float = MAX_SECONDS
+) -> Iterator[Read]:
+    """Files (key, codec, data), in order, with the contents of the short ones: those of a codec are read side by side.
+
+    A prior decodes the next frame of many files in little more time than that of one. None are read of a file that is
+    long, which `decode_file` reads in pieces, that has no codec, or that cannot be read, of which it says why.
+    """
+    group: list[Read] = []
+    num_blocks = 0
+
+    def read():
+        for codec in {id(one.codec): one.codec for one in group if one.codec}.values():
+            places = [place for place, one in enumerate(group) if one.codec is codec and _num_blocks(one, max_seconds)]
+            contents = bitstream.unpack_together([group[place].data for place in places], codec.entropy)
+            for place, content in zip(places, contents, strict=True):
+                group[place] = group[place]._replace(content=content)
+        yield from group
+        group.clear()
+
+    for key, codec, data in files:
+        group.append(Read(key, codec, data, None))
+        more = _num_blocks(group[-1], max_seconds)
+        num_blocks += more
+        if not more or num_blocks >= _PIECE_BLOCKS:
+            yield from read()
+            num_blocks = 0
+    yield from read()
+
+
+def _num_blocks(one, max_seconds):
+    """Blocks of a file that can be read at once, 0 of another."""
+    try:
+        header = _header(one.codec, one.data, max_seconds) if one.codec else None
+    except ValueError:  # which who wants it is told when its turn comes
+        return 0
+    short = header and header.seconds <= _PIECE_BLOCKS * _FILE_BLOCK_SECONDS
+    return header.num_blocks if short and header.num_blocks <= _PIECE_BLOCKS else 0
 
 
 def _header(codec, data, max_seconds):
@@ -446,9 +507,16 @@ class Decoded(NamedTuple):
 
 
 def decode_file(
-    codec: TrainedCodec, data: bytes, *, keep_damaged: bool = False, max_seconds: float = MAX_SECONDS
+    codec: TrainedCodec,
+    data: bytes,
+    *,
+    keep_damaged: bool = False,
+    max_seconds: float = MAX_SECONDS,
+    content: bitstream.Content | None = None,
 ) -> Decoded:
     """The audio in the content of a .jxc file; with `keep_damaged` a damaged block is silence.
+
+    What `read_together` has read is not read again.
 
     Raises:
       ValueError: as `unpack` does; of a damaged block it says where it is. One that only decoding finds is told when the
@@ -466,7 +534,7 @@ def decode_file(
         ranges.append((error.start_frame, error.stop_frame))
         seconds.append((start, stop))
 
-    pieces = _unpack_pieces(codec, header, data, "report" if keep_damaged else "raise", note)
+    pieces = _unpack_pieces(codec, header, data, "report" if keep_damaged else "raise", note, content)
     if header.num_samples <= _WHOLE_SECONDS * codec.sample_rate:
         codes = np.concatenate(list(pieces), axis=1)
         blocks = iter([np.asarray(functions.decode(codec, codes, header.num_samples))])
@@ -476,21 +544,28 @@ def decode_file(
 
 
 def verify(
-    codec: TrainedCodec, data: bytes, max_seconds: float = MAX_SECONDS
+    codec: TrainedCodec,
+    data: bytes,
+    max_seconds: float = MAX_SECONDS,
+    content: bitstream.Content | None = None,
 ) -> tuple[float, list[tuple[float, float]]]:
     """The seconds of audio in the content of a .jxc file, and from and to which second of them it is damaged.
 
     Every block is decoded to its codes, and none to sound. Raises `ValueError` as `unpack` does where nothing can be
-    decoded: another program's file, another model's, a damaged header, bytes that are missing or too many.
+    decoded: another program's file, another model's, a damaged header, bytes that are missing or too many. What
+    `read_together` has read is not read again.
     """
     header, damaged = _header(codec, data, max_seconds), []
-    for _ in _unpack_pieces(codec, header, data, "raise", damaged.append):
+    for _ in _unpack_pieces(codec, header, data, "raise", damaged.append, content):
         pass
     return header.seconds, [_seconds(codec, error.start_frame, error.stop_frame) for error in damaged]
 
 
-def _unpack_pieces(codec, header, data, errors, note):
-    """Codes (Q, n) of consecutive pieces of a file; damage that is known without decoding is noted at once."""
+def _unpack_pieces(codec, header, data, errors, note, content=None):
+    """Codes (Q, n) of consecutive pieces of a file; damage that is known without decoding is noted at once.
+
+    The one piece of a file whose content is known is that.
+    """
     known = bitstream.damaged_blocks(data, errors=errors)
     for error in known:
         note(error)
@@ -498,14 +573,15 @@ def _unpack_pieces(codec, header, data, errors, note):
 
     def pieces():
         start_frame = 0
-        for content in bitstream.unpack_pieces(data, codec.entropy, num_blocks=_PIECE_BLOCKS):
-            for error in _clear_impossible(codec, content, start_frame):
+        read = bitstream.unpack_pieces(data, codec.entropy, num_blocks=_PIECE_BLOCKS) if content is None else [content]
+        for piece in read:
+            for error in _clear_impossible(codec, piece, start_frame):
                 note(error)
-            start_frame += content.codes.shape[1]
-            for first, last in content.damaged:
+            start_frame += piece.codes.shape[1]
+            for first, last in piece.damaged:
                 if (block := first // header.block_frames) not in noted:
                     note(bitstream.DamagedBlock(block, first, last, "it cannot be decoded"))
-            yield content.codes.astype(np.int32)
+            yield piece.codes.astype(np.int32)
 
     return pieces()
 
