@@ -28,14 +28,12 @@ def run(arguments):
 
     suffix = "." + arguments.format
     with Jobs(arguments, "decoded", find_bitstreams, suffix, tuple(audio.WRITABLE)) as jobs:
-        codec_of = options.loader(arguments)
+        codec_of, longest = options.loader(arguments), arguments.max_seconds or files.MAX_SECONDS
         within = Within()
-
-        longest = arguments.max_seconds or files.MAX_SECONDS
 
         def decode(read, output, damaged):
             job, codec, data = read.key.job, read.codec, read.data
-            if read.codec is None:
+            if codec is None:
                 raise read.key.error
             decoded = files.decode_file(
                 codec, data, keep_damaged=arguments.keep_damaged, max_seconds=longest, content=read.content
