@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -66,7 +67,8 @@ def _first(folder, arguments, function, structure, kinds):
         return program, program(*arguments)
     try:
         program, result = _run(path.read_bytes(), structure, arguments)
-        os.utime(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return program, result
     except Exception:  # there is none, or none that runs, whatever is wrong: it is made anew
         pass
@@ -104,14 +106,18 @@ def _run(packed, structure, arguments):
     return program, jax.block_until_ready(program(*arguments))
 
 
+_compiling = threading.Lock()  # the setting is the process's
+
+
 @contextlib.contextmanager
 def _without_jax_cache():
-    before = jax.config.values["jax_enable_compilation_cache"]
-    try:
-        _enable_jax_cache(False)
-        yield
-    finally:
-        _enable_jax_cache(before)
+    with _compiling:
+        before = jax.config.values["jax_enable_compilation_cache"]
+        try:
+            _enable_jax_cache(False)
+            yield
+        finally:
+            _enable_jax_cache(before)
 
 
 def _enable_jax_cache(enabled):
