@@ -89,7 +89,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
             flat = (x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (coefficients, bands))
             weight = envelope_weight(self._num_shape if rates is None else rates - 1)
             choose = functools.partial(self._envelope_with_shape, weight=weight)
-            codes = rvq.by_blocks(choose, frame_mask, *flat).reshape(len(latents), 1, -1)
+            codes = rvq.by_blocks(choose, frame_mask, *flat).reshape(latents.shape[0], 1, latents.shape[1])
         else:
             codes = self._search(bands, state, rates, frame_mask)
         return codes, coefficients / self._scales(rvq.dequantize(codes, state.centroids))

@@ -212,7 +212,7 @@ def _search_frames(frames, stages, beams):
 def nearest_tabulated(vectors: jax.Array, table: Table, number: int) -> jax.Array:
     """`nearest` by rounded products: the codes (N,) of vectors (N, D) in the codebook of a table."""
     table = jax.tree.map(lambda x: x[number], table)
-    return _best(vectors[:, None], jnp.zeros((len(vectors), 1)), table, 1)[1][:, 0]
+    return _best(vectors[:, None], jnp.zeros_like(vectors[:, :1]), table, 1)[1][:, 0]
 
 
 def _best(residuals, errors, table, beams):
