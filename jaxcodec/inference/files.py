@@ -251,31 +251,30 @@ def read_together(
     long, which `decode_file` reads in pieces, that has no codec, or that cannot be read, of which it says why.
     """
     group: list[Read] = []
-    num_blocks = 0
-
-    def read():
-        for codec in {id(one.codec): one.codec for one in group if one.codec}.values():
-            places = [place for place, one in enumerate(group) if one.codec is codec and _num_blocks(one, max_seconds)]
-            contents = bitstream.unpack_together([group[place].data for place in places], codec.entropy)
-            for place, content in zip(places, contents, strict=True):
-                group[place] = group[place]._replace(content=content)
-        yield from group
-        group.clear()
-
+    blocks: list[int] = []  # of each, as far as they are read at once
     for key, codec, data in files:
         group.append(Read(key, codec, data, None))
-        more = _num_blocks(group[-1], max_seconds)
-        num_blocks += more
-        if not more or num_blocks >= _PIECE_BLOCKS:
-            yield from read()
-            num_blocks = 0
-    yield from read()
+        blocks.append(_num_blocks(codec, data, max_seconds))
+        if not blocks[-1] or sum(blocks) >= _PIECE_BLOCKS:
+            yield from _read(group, blocks)
+            group, blocks = [], []
+    yield from _read(group, blocks)
 
 
-def _num_blocks(one, max_seconds):
+def _read(group, blocks):
+    """A group of files with the contents of those that have blocks to be read at once."""
+    found: dict[int, bitstream.Content | None] = {}
+    for codec in {id(one.codec): one.codec for one in group if one.codec}.values():
+        places = [place for place, one in enumerate(group) if one.codec is codec and blocks[place]]
+        contents = bitstream.unpack_together([group[place].data for place in places], codec.entropy)
+        found |= zip(places, contents, strict=True)
+    return [one._replace(content=found.get(place)) for place, one in enumerate(group)]
+
+
+def _num_blocks(codec, data, max_seconds):
     """Blocks of a file that can be read at once, 0 of another."""
     try:
-        header = _header(one.codec, one.data, max_seconds) if one.codec else None
+        header = _header(codec, data, max_seconds) if codec else None
     except ValueError:  # which who wants it is told when its turn comes
         return 0
     short = header and header.seconds <= _PIECE_BLOCKS * _FILE_BLOCK_SECONDS

@@ -112,8 +112,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         codes = rvq.nearest_tabulated(shape.reshape(-1, shape.shape[-1]), table, 0).reshape(candidates.shape)
         left = (coefficients[:, None] - scales * shapes.centroids[0][codes]) / self._scales(bands)[:, None]
         errors = jnp.sum(left**2, axis=-1) + weight * jnp.mean((told - bands[:, None]) ** 2, axis=-1)
-        best = lax.top_k(-errors, 1)[1]
-        return jnp.sum(jnp.where(jnp.arange(candidates.shape[1])[None] == best, candidates, 0), axis=-1)
+        return rvq.pick(candidates[..., None], lax.top_k(-errors, 1)[1])[:, 0, 0]
 
     def decode(self, codes):
         state = self.codebooks.value

@@ -197,16 +197,16 @@ def _search_frames(frames, stages, beams):
         residuals, errors, paths = carry  # (N, M, D), (N, M), (N, M, Q), M = 1 before the first codebook
         table = jax.tree.map(lambda x: x.at[number].get(mode="promise_in_bounds"), stages.table)
         origins, codes = _best(residuals, errors, table, beams)
-        residuals = _pick(residuals, origins) - entries[number * size + codes]
+        residuals = pick(residuals, origins) - entries[number * size + codes]
         at = (jnp.arange(stages.number) == number)[None, None]
-        paths = jnp.where(at, codes[..., None], _pick(paths, origins))
+        paths = jnp.where(at, codes[..., None], pick(paths, origins))
         return (residuals, jnp.sum(residuals**2, axis=-1), paths), None
 
     errors = jnp.sum(frames**2, axis=-1)[:, None]
     paths = jnp.zeros((*errors.shape, stages.number), jnp.int32)
     carry, _ = stage((frames[:, None], errors, paths), 0)
     _, errors, paths = lax.scan(stage, carry, jnp.arange(1, stages.number))[0] if stages.number > 1 else carry
-    return _pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
+    return pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
 
 
 def nearest_tabulated(vectors: jax.Array, table: Table, number: int) -> jax.Array:
@@ -236,15 +236,15 @@ def _best(residuals, errors, table, beams):
     origins, places = lax.div(best, len(units)), lax.rem(best, len(units))
     # The same again of these groups, as gains are never kept.
     rows = best + (num_beams * len(units) * jnp.arange(num_frames))[:, None]
-    chosen = products.reshape(-1, group)[rows] * (2 * _pick(scales[..., None], origins) * units[places])
-    chosen -= energies[places] + _pick(errors[..., None], origins)
+    chosen = products.reshape(-1, group)[rows] * (2 * pick(scales[..., None], origins) * units[places])
+    chosen -= energies[places] + pick(errors[..., None], origins)
     index = lax.top_k(chosen.reshape(num_frames, -1), beams)[1]
     of, within = lax.div(index, group), lax.rem(index, group)
-    origins, places = (_pick(x[..., None], of)[..., 0] for x in (origins, places))
+    origins, places = (pick(x[..., None], of)[..., 0] for x in (origins, places))
     return origins, places * group + within
 
 
-def _pick(values, origins):
+def pick(values, origins):
     """Of values (N, M, D) the beams that origins (N, M') name: a gather, by what every backend and ONNX have."""
     chosen = [origins[..., None] == beam for beam in range(values.shape[1])]
     return sum(jnp.where(mask, values[:, None, beam], 0) for beam, mask in enumerate(chosen))
