@@ -197,9 +197,10 @@ def _search_frames(frames, stages, beams):
         residuals, errors, paths = carry  # (N, M, D), (N, M), (N, M, Q), M = 1 before the first codebook
         table = jax.tree.map(lambda x: x.at[number].get(mode="promise_in_bounds"), stages.table)
         origins, codes = _best(residuals, errors, table, beams)
-        residuals = pick(residuals, origins) - entries[number * size + codes]
+        rows = origins + (residuals.shape[1] * jnp.arange(residuals.shape[0]))[:, None]
+        residuals = residuals.reshape(-1, dim)[rows] - entries[number * size + codes]
         at = (jnp.arange(stages.number) == number)[None, None]
-        paths = jnp.where(at, codes[..., None], pick(paths, origins))
+        paths = jnp.where(at, codes[..., None], paths.reshape(-1, stages.number)[rows])
         return (residuals, jnp.sum(residuals**2, axis=-1), paths), None
 
     errors = jnp.sum(frames**2, axis=-1)[:, None]

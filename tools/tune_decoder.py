@@ -1,0 +1,161 @@
+"""The decoder of trained tokens tuned to codes as they are searched for, at several rates: a model of its own.
+
+    python tools/tune_decoder.py checkpoints/telugu --data_dir recordings/ --steps 1200 -o tuned.safetensors
+
+In training a decoder hears the nearest entries of codebooks, in use what a search of several beams finds, and one weight of
+what is for the ear serves every rate. Here crops of the training split at random levels, as in training, are coded by the
+codec's own search; encoder and codebooks stay as they are, and so do all codes. The loss of a clip is the logarithm of its
+relative squared error, the mean of which is the mean SNR in dB, plus for each number of codebooks its own weight times the
+distance of loudness. A decoder that is told the rate (`model.gain_shape.told_rate`) can serve each in its own way. The
+result is a moving average of the weights, and keeps the tables of the entropy coder.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jaxcodec
+from configs import telugu
+from jaxcodec import data
+from jaxcodec.inference import pretrained
+from jaxcodec.nn import layers, losses
+from jaxcodec.quantizers import rvq
+
+FLOOR = 1e-3  # of a relative squared error: beyond 30 dB nothing is gained
+WARMUP, FINAL, AVERAGE = 40, 0.05, 0.98  # steps, share of the learning rate at the end, decay of the weights' average
+
+
+class Rate(NamedTuple):
+    """A number of codebooks, what the distance of loudness weighs there, and its share of the steps."""
+
+    codebooks: int
+    loudness: float
+    share: float
+
+
+def tune(
+    codec: jaxcodec.TrainedCodec, batches, rates: Sequence[Rate], steps: int, learning_rate: float, seed: int = 0
+) -> Iterator[tuple[jaxcodec.TrainedCodec, int, dict[str, float]]]:
+    """After each of `steps` batches {"audio": (1, B, S), "length": (1, B)}: the codec so far, which rate, and its means.
+
+    The means over the clips of the batch, before its update: "error", relative, and "loudness".
+    """
+    quantizer = codec.module.quantizer
+    if not isinstance(quantizer, rvq.ResidualVectorQuantizer):
+        raise ValueError("this codec has no codebooks.")
+    for rate in rates:
+        codec.check_rate(rate.codebooks)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, WARMUP, steps, FINAL * learning_rate)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.99, weight_decay=0.01))
+    ready = codec.ready
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def codes_of(audio, lengths, rate):
+        mask = layers.length_mask(lengths, audio.shape[1])
+        latents = ready.module.apply(ready.variables, audio, mask, method="analyze")
+        frame_mask = ready.module.frame_mask(lengths, latents.shape[1])
+        return ready.module.apply(ready.variables, latents, rate, frame_mask, method="encode_latents")
+
+    def loss(decoder, audio, lengths, codes, weight):
+        variables = codec.module.collections({**codec.params, "decoder": decoder}, quantizer.state_of(codec.constants))
+        latents = codec.module.apply(variables, codes, method="dequantize")
+        decoded = codec.module.apply(variables, latents, lengths, audio.shape[1], method="synthesize_clips")
+        recorded = jnp.clip(audio, -1, 1)
+        error = losses.waveform_error(recorded, decoded, lengths, relative=True)
+        loudness = losses.loudness_loss(recorded, decoded, lengths)
+        exist = lengths > 0
+        means = [jnp.sum(exist * x) / jnp.maximum(jnp.sum(exist), 1) for x in (jnp.log(error + FLOOR), loudness, error)]
+        return means[0] + weight * means[1], {"error": means[2], "loudness": means[1]}
+
+    @jax.jit
+    def update(decoder, average, opt_state, *batch):
+        gradient, means = jax.grad(loss, has_aux=True)(decoder, *batch)
+        updates, opt_state = optimizer.update(gradient, opt_state, decoder)
+        decoder = optax.apply_updates(decoder, updates)
+        average = jax.tree.map(lambda a, x: a + (1 - AVERAGE) * (x - a), average, decoder)
+        return decoder, average, opt_state, means
+
+    decoder = average = jax.tree.map(jnp.asarray, codec.params["decoder"])
+    opt_state, shares = optimizer.init(decoder), np.array([rate.share for rate in rates])
+    rng = np.random.default_rng(seed)
+    for batch, _ in zip(batches, range(steps), strict=False):
+        rate = rates[rng.choice(len(rates), p=shares / shares.sum())]
+        audio, lengths = jnp.asarray(batch["audio"][0]), jnp.asarray(batch["length"][0])
+        codes = codes_of(audio, lengths, rate.codebooks)
+        decoder, average, opt_state, means = update(decoder, average, opt_state, audio, lengths, codes, rate.loudness)
+        tuned = codec.replace(params={**codec.params, "decoder": average})
+        yield tuned, rate.codebooks, {name: float(x) for name, x in means.items()}
+
+
+def _rate(text):
+    codebooks, loudness, share = text.split(":")
+    return Rate(int(codebooks), float(loudness), float(share))
+
+
+def main():
+    """Reads, tunes, writes every hundred steps and at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="a run, a safetensors file or the name of a bundled one")
+    parser.add_argument("--data_dir", default="", help="recordings or prepared shards; the bundled corpus if not given")
+    parser.add_argument("--prepared_dir", default="", help="where shards are kept")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=_rate,
+        default=[Rate(16, 0.7, 0.45), Rate(8, 3.0, 0.3), Rate(4, 3.0, 0.15), Rate(2, 2.0, 0.1)],
+        metavar="CODEBOOKS:LOUDNESS:SHARE",
+        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:0.7:0.45 8:3:0.3 4:3:0.15 2:2:0.1",
+    )
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="at its peak")
+    parser.add_argument("--batch_size", type=int, default=16, help="crops of two seconds in a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", required=True)
+    args = parser.parse_args()
+    config = telugu.get_config().data
+    config.data_dir, config.prepared_dir = args.data_dir, args.prepared_dir
+    try:
+        if args.batch_size < 1 or args.steps <= WARMUP:
+            raise ValueError(
+                f"--batch_size is {args.batch_size} and --steps is {args.steps}, expected at least 1 and {WARMUP + 1}."
+            )
+        batches = data.train_batches(
+            data.open_split(config, "train"),
+            seed=args.seed,
+            start_step=0,
+            batch_size=args.batch_size,
+            crop_samples=round(config.crop_seconds * data.SAMPLE_RATE),
+            gain_db=tuple(config.gain_db),
+            backend=config.backend,
+        )
+        seen: dict[int, list] = {}
+        run = tune(jaxcodec.load(args.model), batches, args.rates, args.steps, args.learning_rate, args.seed)
+        for number, (tuned, codebooks, means) in enumerate(run, 1):
+            seen.setdefault(codebooks, []).append(means)
+            if number % 100 and number < args.steps:
+                continue
+            pretrained.save(tuned, args.output)
+            told = [
+                f"{10 * np.log10(np.mean([x['error'] for x in some])):.2f} dB, loudness "
+                f"{np.mean([x['loudness'] for x in some]):.3f} at {at}"
+                for at, some in sorted(seen.items())
+            ]
+            print(f"step {number} of {args.steps}: {'; '.join(told)} codebooks", flush=True)
+            seen = {}
+        batches.close()
+    except (ValueError, OSError) as error:
+        sys.exit(f"tune_decoder.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
