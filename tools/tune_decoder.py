@@ -112,9 +112,9 @@ def main():
         "--rates",
         nargs="+",
         type=_rate,
-        default=[Rate(16, 0.7, 0.45), Rate(8, 3.0, 0.3), Rate(4, 3.0, 0.15), Rate(2, 2.0, 0.1)],
+        default=[Rate(16, 0.5, 0.45), Rate(8, 3.0, 0.3), Rate(4, 3.0, 0.15), Rate(2, 2.0, 0.1)],
         metavar="CODEBOOKS:LOUDNESS:SHARE",
-        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:0.7:0.45 8:3:0.3 4:3:0.15 2:2:0.1",
+        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:0.5:0.45 8:3:0.3 4:3:0.15 2:2:0.1",
     )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="at its peak")
