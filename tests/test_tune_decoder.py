@@ -80,3 +80,11 @@ def test_what_cannot_be_is_refused(codec, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--steps", "3", "-o", "never"])
     with pytest.raises(SystemExit, match="--steps is 3"):
         tune_decoder.main()
+
+
+@pytest.mark.parametrize("text", ["16", "16:0.5", "x:1:1", "16:-1:1", "16:1:0", "16:nan:1"])
+def test_a_rate_that_cannot_be_is_refused_in_one_line(text, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--rates", text, "-o", "never"])
+    with pytest.raises(SystemExit):
+        tune_decoder.main()
+    assert f'"{text}" is not CODEBOOKS:LOUDNESS:SHARE' in capsys.readouterr().err

@@ -98,8 +98,14 @@ def tune(
 
 
 def _rate(text):
-    codebooks, loudness, share = text.split(":")
-    return Rate(int(codebooks), float(loudness), float(share))
+    try:
+        codebooks, loudness, share = text.split(":")
+        rate = Rate(int(codebooks), float(loudness), float(share))
+        if not (rate.loudness >= 0 and rate.share > 0):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not CODEBOOKS:LOUDNESS:SHARE, such as 16:0.5:0.45') from None
+    return rate
 
 
 def main():
