@@ -88,7 +88,7 @@ def tune(
     decoder = average = jax.tree.map(jnp.asarray, codec.params["decoder"])
     opt_state, shares = optimizer.init(decoder), np.array([rate.share for rate in rates])
     rng = np.random.default_rng(seed)
-    for batch, _ in zip(batches, range(steps), strict=False):
+    for _, batch in zip(range(steps), batches, strict=False):  # in this order no batch is read in vain
         rate = rates[rng.choice(len(rates), p=shares / shares.sum())]
         audio, lengths = jnp.asarray(batch["audio"][0]), jnp.asarray(batch["length"][0])
         codes = codes_of(audio, lengths, rate.codebooks)
