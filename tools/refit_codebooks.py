@@ -8,7 +8,6 @@ squared error that the codebooks leave to speech that they have not been fitted 
 no tables of the entropy coder: `jaxcodec export refit.safetensors --entropy_data RECORDINGS -o model.safetensors` fits some.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +19,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
-from configs import telugu
-from jaxcodec import data
 from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers
 from jaxcodec.quantizers import gain_shape, joint, rvq
+from tools import crops
 
 MEMORY = 4.0  # batches that the codebooks given stand for
 
@@ -66,33 +64,13 @@ def refit(codec: jaxcodec.TrainedCodec, batches) -> Iterator[tuple[jaxcodec.Trai
 
 def main():
     """Reads, fits, writes after every batch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="a run, a safetensors file or the name of a bundled one")
-    parser.add_argument("--data_dir", default="", help="recordings or prepared shards; the bundled corpus if not given")
-    parser.add_argument("--prepared_dir", default="", help="where shards are kept")
+    parser = crops.parser(__doc__, 512, "between two fits")
     parser.add_argument("--minutes", type=float, default=60.0, help="of speech")
-    parser.add_argument("--batch_size", type=int, default=512, help="crops of two seconds between two fits")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", required=True)
     args = parser.parse_args()
-    config = telugu.get_config().data
-    config.data_dir, config.prepared_dir = args.data_dir, args.prepared_dir
-    crop_samples = round(config.crop_seconds * data.SAMPLE_RATE)
     try:
-        if args.batch_size < 1:
-            raise ValueError(f"--batch_size is {args.batch_size}, expected at least 1.")
+        batches = crops.batches(args, prefetch=1)
         codec = jaxcodec.load(args.model)
-        batches = data.train_batches(
-            data.open_split(config, "train"),
-            seed=args.seed,
-            start_step=0,
-            batch_size=args.batch_size,
-            crop_samples=crop_samples,
-            gain_db=tuple(config.gain_db),
-            backend=config.backend,
-            prefetch=1,
-        )
-        steps = max(1, round(args.minutes * 60 / (args.batch_size * config.crop_seconds)))
+        steps = max(1, round(args.minutes * 60 / (args.batch_size * crops.CONFIG.crop_seconds)))
         for number, (fitted, errors) in enumerate(refit(codec, batches), 1):
             pretrained.save(fitted, args.output)
             told = ", ".join(f"{10 * np.log10(error):.2f} dB at {count}" for count, error in errors.items())

@@ -25,11 +25,10 @@ import optax
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
-from configs import telugu
-from jaxcodec import data
 from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers, losses
 from jaxcodec.quantizers import rvq
+from tools import crops
 
 FLOOR = 1e-3  # of a relative squared error: beyond 30 dB nothing is gained
 WARMUP, FINAL, AVERAGE = 40, 0.05, 0.98  # steps, share of the learning rate at the end, decay of the weights' average
@@ -110,10 +109,7 @@ def _rate(text):
 
 def main():
     """Reads, tunes, writes every hundred steps and at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="a run, a safetensors file or the name of a bundled one")
-    parser.add_argument("--data_dir", default="", help="recordings or prepared shards; the bundled corpus if not given")
-    parser.add_argument("--prepared_dir", default="", help="where shards are kept")
+    parser = crops.parser(__doc__, 16, "in a step")
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -124,26 +120,11 @@ def main():
     )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="at its peak")
-    parser.add_argument("--batch_size", type=int, default=16, help="crops of two seconds in a step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", required=True)
     args = parser.parse_args()
-    config = telugu.get_config().data
-    config.data_dir, config.prepared_dir = args.data_dir, args.prepared_dir
     try:
-        if args.batch_size < 1 or args.steps <= WARMUP:
-            raise ValueError(
-                f"--batch_size is {args.batch_size} and --steps is {args.steps}, expected at least 1 and {WARMUP + 1}."
-            )
-        batches = data.train_batches(
-            data.open_split(config, "train"),
-            seed=args.seed,
-            start_step=0,
-            batch_size=args.batch_size,
-            crop_samples=round(config.crop_seconds * data.SAMPLE_RATE),
-            gain_db=tuple(config.gain_db),
-            backend=config.backend,
-        )
+        if args.steps <= WARMUP:
+            raise ValueError(f"--steps is {args.steps}, expected at least {WARMUP + 1}.")
+        batches = crops.batches(args, prefetch=4)
         seen: dict[int, list] = {}
         run = tune(jaxcodec.load(args.model), batches, args.rates, args.steps, args.learning_rate, args.seed)
         for number, (tuned, codebooks, means) in enumerate(run, 1):
