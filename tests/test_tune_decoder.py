@@ -9,7 +9,7 @@ import pytest
 import jaxcodec
 from jaxcodec.inference import pretrained
 from tests import support
-from tools import tune_decoder
+from tools import refit_codebooks, tune_decoder
 
 RATES = [tune_decoder.Rate(4, 0.1, 0.5), tune_decoder.Rate(2, 0.1, 0.5)]
 
@@ -80,6 +80,13 @@ def test_what_cannot_be_is_refused(codec, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--steps", "3", "-o", "never"])
     with pytest.raises(SystemExit, match="--steps is 3"):
         tune_decoder.main()
+
+
+@pytest.mark.parametrize("tool", [tune_decoder, refit_codebooks])
+def test_a_batch_of_no_crop_is_refused(tool, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool", "tokens", "--batch_size", "0", "-o", "never"])
+    with pytest.raises(SystemExit, match="--batch_size is 0, expected at least 1"):
+        tool.main()
 
 
 @pytest.mark.parametrize("text", ["16", "16:0.5", "x:1:1", "16:-1:1", "16:1:0", "16:nan:1"])
