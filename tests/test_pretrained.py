@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from etils import epath
 
 import jaxcodec
 from configs import seed, telugu, telugu_gan, telugu_mdct, telugu_vbr, tiny
-from jaxcodec import bundled, codec as codec_module, recipe
+from jaxcodec import audio, bundled, codec as codec_module, recipe
 from jaxcodec.inference import pretrained
+from jaxcodec.nn import losses
 from jaxcodec.training import checkpoint
 from tests import fuzz_models, support
 
@@ -126,7 +128,20 @@ def test_a_flat_recipe_of_an_older_version_is_the_same_codec(codec, tmp_path):
 
 
 def test_the_bundled_model_keeps_its_name():
-    assert jaxcodec.load().fingerprint.hex() == "87bdc39567c28304"  # files made with it say so
+    assert jaxcodec.load().fingerprint.hex() == "88fabb496cfeaf61"  # files made with it say so
+
+
+@pytest.mark.parametrize(("codebooks", "snr", "loudness"), [(8, 7.4, 0.45), (16, 11.35, 0.385)])
+def test_the_bundled_tokens_sound_as_measured(codebooks, snr, loudness):
+    codec = jaxcodec.load("tokens")
+    paths = (Path(jaxcodec.__file__).parent / "datasets/sample/validation").rglob("*.flac")
+    clips = sorted((audio.load(path) for path in paths), key=len)[:4]
+    lengths = [len(clip) for clip in clips]
+    decoded = codec.decode(codec.encode(clips, num_codebooks=codebooks), lengths)
+    errors = [np.sum((x - y) ** 2) / np.sum(x**2) for x, y in zip(clips, decoded, strict=True)]
+    lost = [losses.loudness_loss(x[None], y[None], np.array([len(x)])) for x, y in zip(clips, decoded, strict=True)]
+    assert np.mean(-10 * np.log10(errors)) > snr
+    assert np.mean(lost) < loudness
 
 
 def test_the_bundled_models_are_known_by_their_fingerprints_without_being_loaded():

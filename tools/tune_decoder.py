@@ -1,6 +1,6 @@
 """The decoder of trained tokens tuned to codes as they are searched for, at several rates: a model of its own.
 
-    python tools/tune_decoder.py checkpoints/telugu --data_dir recordings/ --steps 1200 -o tuned.safetensors
+    python tools/tune_decoder.py checkpoints/telugu --data_dir recordings/ -o tuned.safetensors
 
 In training a decoder hears the nearest entries of codebooks, in use what a search of several beams finds, and one weight of
 what is for the ear serves every rate. Here crops of the training split at random levels, as in training, are coded by the
@@ -103,7 +103,7 @@ def _rate(text):
         if not (rate.loudness >= 0 and rate.share > 0):
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}" is not CODEBOOKS:LOUDNESS:SHARE, such as 16:0.5:0.45') from None
+        raise argparse.ArgumentTypeError(f'"{text}" is not CODEBOOKS:LOUDNESS:SHARE, such as 16:1:0.35') from None
     return rate
 
 
@@ -114,12 +114,12 @@ def main():
         "--rates",
         nargs="+",
         type=_rate,
-        default=[Rate(16, 0.5, 0.45), Rate(8, 3.0, 0.3), Rate(4, 3.0, 0.15), Rate(2, 2.0, 0.1)],
+        default=[Rate(16, 1.0, 0.35), Rate(8, 8.0, 0.4), Rate(4, 8.0, 0.15), Rate(2, 8.0, 0.1)],
         metavar="CODEBOOKS:LOUDNESS:SHARE",
-        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:0.5:0.45 8:3:0.3 4:3:0.15 2:2:0.1",
+        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:1:0.35 8:8:0.4 4:8:0.15 2:8:0.1",
     )
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="at its peak")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak")
     args = parser.parse_args()
     try:
         if args.steps <= WARMUP:
