@@ -46,6 +46,18 @@ def test_a_model_that_is_not_told_its_rate_and_one_that_is_have_a_mean_that_is()
         np.testing.assert_allclose(mean.arrays[name], 2 * array, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("part", "kept"), [("decoder", True), ("encoder", False), ("codebooks", False)])
+def test_tables_of_the_entropy_coder_stay_where_codes_do(codec, part, kept):
+    tables = object()
+    other = moved(codec, 2.0)
+    if part == "codebooks":
+        other = codec.replace(constants=other.constants)
+    else:
+        other = codec.replace(params={**codec.params, part: other.params[part]})
+    mean = average_models.average([other, codec.replace(entropy=tables)])
+    assert mean.entropy is (tables if kept else None)
+
+
 def test_models_of_different_recipes_have_no_mean(codec, tmp_path, monkeypatch):
     other = support.trained_codec(support.small_config("gain_shape", model__causal=True))
     pretrained.save(codec, tmp_path / "a.safetensors")

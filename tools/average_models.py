@@ -3,8 +3,9 @@
     python tools/average_models.py tokens checkpoints/telugu -o mean.safetensors
 
 Fine-tuned models that start alike lie in one valley, and their mean is often better than each (Wortsman et al. 2022, model
-soups). Of runs the best snapshot is taken, the last with --latest. The mean has no tables of the entropy coder yet:
-`jaxcodec export mean.safetensors --entropy_data RECORDINGS -o model.safetensors` fits them.
+soups). Of runs the best snapshot is taken, the last with --latest. Tables of the entropy coder stay where all models have
+the same codes, as where decoders were tuned; `jaxcodec export mean.safetensors --entropy_data RECORDINGS -o new.safetensors`
+fits others.
 """
 
 import argparse
@@ -34,7 +35,14 @@ def average(models: Sequence[jaxcodec.TrainedCodec]) -> jaxcodec.TrainedCodec:
 
     params = jax.tree.map(mean, *(model.params for model in models))
     constants = jax.tree.map(mean, *(model.constants for model in models))
-    return first.replace(params=params, constants=constants, entropy=None)
+    entropy = next((model.entropy for model in models if model.entropy is not None), None)
+    return first.replace(params=params, constants=constants, entropy=entropy if _same_codes(models) else None)
+
+
+def _same_codes(models):
+    """Whether nothing but the decoder differs."""
+    first, *others = ({n: x for n, x in m.arrays.items() if not n.startswith("params/decoder/")} for m in models)
+    return all(np.array_equal(other[name], array) for other in others for name, array in first.items())
 
 
 def main():
