@@ -92,6 +92,19 @@ def test_no_codebooks_have_no_codes():
     assert rvq.search(normal(2, 5, 4), normal(0, 6, 4), 3).shape == (2, 0, 5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_few_frames_and_many_have_the_same_codes_whatever_they_are_multiplied_in(dtype, monkeypatch):
+    monkeypatch.setattr(rvq, "_product_dtype", lambda: dtype)
+    rng = np.random.default_rng(3)
+    centroids, frames = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 128, 48), (1, 192, 48)))
+    table = rvq.tabulate(jnp.asarray(centroids))
+    assert table.entries.dtype == dtype and (table.of_few is None) == (dtype == jnp.float32)
+    many = rvq.search(frames, centroids, 8, table=table)
+    for first in (0, 3, 191):
+        few = rvq.search(frames[:, first : first + 1], centroids, 8, table=table)
+        np.testing.assert_array_equal(few[..., 0], many[..., first])
+
+
 def test_more_beams_leave_less_error():
     latents, centroids = normal(2, 200, 8), normal(6, 16, 8, seed=1) * 0.8 ** np.arange(6)[:, None, None]
     errors = []
