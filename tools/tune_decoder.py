@@ -31,6 +31,7 @@ from jaxcodec.quantizers import rvq
 from tools import crops
 
 FLOOR = 1e-3  # of a relative squared error: beyond 30 dB nothing is gained
+RATES = "16:1:0.35 8:8:0.4 4:8:0.15 2:8:0.1"  # those of the bundled tokens
 WARMUP, FINAL, AVERAGE = 40, 0.05, 0.98  # steps, share of the learning rate at the end, decay of the weights' average
 
 
@@ -114,9 +115,9 @@ def main():
         "--rates",
         nargs="+",
         type=_rate,
-        default=[Rate(16, 1.0, 0.35), Rate(8, 8.0, 0.4), Rate(4, 8.0, 0.15), Rate(2, 8.0, 0.1)],
+        default=[_rate(text) for text in RATES.split()],
         metavar="CODEBOOKS:LOUDNESS:SHARE",
-        help="numbers of codebooks, the weight of loudness and the share of the steps; 16:1:0.35 8:8:0.4 4:8:0.15 2:8:0.1",
+        help=f"numbers of codebooks, the weight of loudness and the share of the steps; {RATES}",
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak")
