@@ -81,11 +81,20 @@ def test_as_many_beams_as_centroids_find_the_best_pair():
 def test_blocks_of_frames_that_do_not_exist_are_left_out_of_the_search():
     latents, centroids = normal(2, 128, 4), normal(4, 6, 4, seed=1)
     mask = np.arange(128) < np.array([[70], [64]])
-    codes, expected = (np.asarray(rvq.search(latents, centroids, 3, mask)) for mask in (mask, None))
+    codes, expected = (np.asarray(rvq.search(latents, centroids, 5, mask)) for mask in (mask, None))
     for row, count in enumerate(mask.sum(axis=1)):
         np.testing.assert_array_equal(codes[row, :, :count], expected[row, :, :count])
     np.testing.assert_array_equal(codes[0], expected[0])  # of a block with one that exists all are searched
     assert not codes[1, :, 64:].any() and expected[1, :, 64:].any()
+
+
+def test_few_beams_search_larger_blocks_to_the_same_codes():
+    latents, centroids = normal(1, 320, 4), normal(4, 6, 4, seed=1)
+    mask = np.arange(320)[None] < 200
+    codes = np.asarray(rvq.search(latents, centroids, 2, mask))
+    alone = [rvq.search(latents[:, i : i + 64], centroids, 2) for i in range(0, 320, 64)]
+    np.testing.assert_array_equal(codes[..., :256], np.concatenate(alone, axis=2)[..., :256])
+    assert not codes[..., 256:].any()
 
 
 def test_no_codebooks_have_no_codes():

@@ -132,11 +132,11 @@ def _empty_result(op, context, value, frames):
 
 
 def _window_frames(op, num_frames):
-    """Frames of a window, context included: eighths of a power of two, so that few shapes are compiled and few are idle."""
+    """Frames of a window, context included: of few sizes, so that few shapes are compiled and few frames are idle."""
     context = sum(op.context)
     most = max(WINDOW_FRAMES, _power_of_two(4 * context))
     wanted = max(MIN_FRAMES, num_frames + context)
-    step = max(MIN_FRAMES, _power_of_two(wanted) // 8)
+    step = max(MIN_FRAMES, _power_of_two(wanted) // 16)
     return min(most, -(-wanted // step) * step)
 
 

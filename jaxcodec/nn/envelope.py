@@ -6,6 +6,8 @@ frame to frame, as far as *shaping* (0 to 1) says: 0 is one step for all, which 
 noise follow the speech.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,10 +64,20 @@ def unit_scales(bands: jax.Array, tilt: float, num_bins: int) -> jax.Array:
     fine = interpolated(bands, num_bins)
     rest = (1 - tilt) * fine
     top = jnp.max(rest, axis=-1, keepdims=True)
-    power = top + 10 * jnp.log10(jnp.mean(10 ** ((rest - top) / 10), axis=-1, keepdims=True))
-    return 10 ** ((tilt * fine + power) / 20)
+    power = top + 10 * jnp.log10(jnp.mean(db_to_power(rest - top), axis=-1, keepdims=True))
+    return db_to_amplitude(tilt * fine + power)
 
 
 def interpolated(bands, num_bins):
     """Bands (B, T, N) in dB at every coefficient, (B, T, F)."""
     return jnp.matmul(bands, layout.interpolation(num_bins), precision=lax.Precision.HIGHEST)
+
+
+def db_to_amplitude(decibels):
+    """10^(dB / 20), by an exponential: on CPU XLA's power takes six times as long."""
+    return jnp.exp(decibels * (math.log(10) / 20))
+
+
+def db_to_power(decibels):
+    """10^(dB / 10)."""
+    return jnp.exp(decibels * (math.log(10) / 10))

@@ -229,7 +229,7 @@ class TransformSynthesis(_MDCTSynthesisNetwork):
         levels = latents[..., num_bins : num_bins + layout.NUM_BANDS]
         quality, shaping = latents[..., -2], latents[..., -1]
         decibels = envelope.step_decibels(levels, quality, shaping, num_bins)
-        steps = 10 ** (decibels / 20)
+        steps = envelope.db_to_amplitude(decibels)
         coefficients = latents[..., :num_bins]
         expected = (envelope.decibels(levels, num_bins) - decibels) / 20
         inputs = jnp.arcsinh(coefficients / steps), expected, levels * (layout.LEVEL_DB / 20), decibels[..., ::32] / 20
@@ -294,7 +294,7 @@ class GainShapeSynthesis(_MDCTSynthesisNetwork):
         offsets, levels = outputs[..., : self.hop_length], outputs[..., self.hop_length :]
         late = layers.delayed(self, self.lag, coefficients, scales, bands, inputs, mask)
         coefficients, scales, bands, inputs, mask = late
-        noise = 10 ** (envelope.interpolated(bands + NOISE_DB + 10 * levels, self.hop_length) / 20)
+        noise = envelope.db_to_amplitude(envelope.interpolated(bands + NOISE_DB + 10 * levels, self.hop_length))
         noise *= _noise(inputs, self.hop_length)
         spectrum = (coefficients + offsets * scales + noise) / self.latent_gain
         return _samples(self, spectrum, mask, num_samples)

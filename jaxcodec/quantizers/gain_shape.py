@@ -89,7 +89,7 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
             flat = (x.astype(jnp.float32).reshape(-1, x.shape[-1]) for x in (coefficients, bands))
             weight = envelope_weight(self._num_shape if rates is None else rates - 1)
             choose = functools.partial(self._envelope_with_shape, weight=weight)
-            codes = rvq.by_blocks(choose, frame_mask, *flat).reshape(latents.shape[0], 1, latents.shape[1])
+            codes = rvq.by_blocks(choose, ENVELOPES, frame_mask, *flat).reshape(latents.shape[0], 1, latents.shape[1])
         else:
             codes = self._search(bands, state, rates, frame_mask)
         return codes, coefficients / self._scales(rvq.dequantize(codes, state.centroids))
@@ -104,7 +104,8 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         table = getattr(shapes, "table", None)
         table = rvq.tabulate(shapes.centroids[:1]) if table is None else table
         entries = jnp.asarray(envelopes.centroids[0])
-        distances = jnp.sum((bands[:, None] - entries[None]) ** 2, axis=-1)
+        # Band by band: on CPU a sum over the last axis, which is short, takes several times as long.
+        distances = sum((bands[:, band, None] - entries[None, :, band]) ** 2 for band in range(bands.shape[-1]))
         candidates = lax.top_k(-distances, min(ENVELOPES, self.beams))[1]
         told = entries[candidates]  # (N, M, n)
         scales = self._scales(told)

@@ -56,7 +56,7 @@ class ScalarQuantizer(interface.Quantizer):
         # Without shaping no step depends on the envelope: it is not told. Before the first frame it is as in files.
         levels = self.levels(spectrum, (shaping > 0) & frame_mask)
         decibels = self._decibels(levels, quality, shaping)
-        steps = 10 ** (decibels / 20)
+        steps = envelope.db_to_amplitude(decibels)
         scaled = spectrum / steps
         magnitudes = self._worth(jnp.abs(scaled), levels, decibels, frame_mask)
         parts = quality[..., None], shaping[..., None], levels, jnp.sign(scaled) * magnitudes
@@ -84,7 +84,7 @@ class ScalarQuantizer(interface.Quantizer):
 
     def decode(self, codes):
         quality, shaping, levels, rounded = _parts(codes)
-        coefficients = rounded * 10 ** (self._decibels(levels, quality, shaping) / 20)
+        coefficients = rounded * envelope.db_to_amplitude(self._decibels(levels, quality, shaping))
         extra = levels, quality[..., None] * QUALITY_DB, shaping[..., None] / SHAPINGS
         return jnp.concatenate([coefficients, *extra], axis=-1)
 
@@ -174,7 +174,8 @@ class Prior(nn.Module):
         for number in range(2):
             magnitudes = layers.previous(self, magnitudes, f"magnitudes_{number}")
             before = layers.previous(self, before, f"steps_{number}")
-            yield compress(magnitudes * 10 ** (jnp.clip(before - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB) / 20))
+            change = jnp.clip(before - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB)
+            yield compress(magnitudes * envelope.db_to_amplitude(change))
 
     def _trunk(self, name, width, depth, inputs, mask):
         x = nn.Dense(width, name=f"{name}_input")(jnp.concatenate(inputs, axis=-1))
