@@ -103,7 +103,7 @@ def test_no_codebooks_have_no_codes():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_few_frames_and_many_have_the_same_codes_whatever_they_are_multiplied_in(dtype, monkeypatch):
-    monkeypatch.setattr(rvq, "_product_dtype", lambda: dtype)
+    monkeypatch.setattr(rvq, "_product_dtypes", lambda: (dtype, jnp.float32))
     rng = np.random.default_rng(3)
     centroids, frames = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 128, 48), (1, 192, 48)))
     table = rvq.tabulate(jnp.asarray(centroids))

@@ -83,7 +83,12 @@ class Table(flax.struct.PyTreeNode):
     entries: jax.Array  # (Q, D, K) whole numbers
     units: jax.Array  # (Q, K) what a one in the column of a centroid stands for
     energies: jax.Array  # (Q, K) of the centroids
-    of_few: jax.Array | None = None  # entries for few rows, where a machine multiplies those in another type
+    of_few: jax.Array | None = None  # entries in another type, where a machine multiplies few rows in that one
+
+    def factors(self, rows) -> jax.Array:
+        """The entries that so many rows are multiplied with."""
+        few = self.of_few is not None and isinstance(rows, int) and rows <= _FEW
+        return self.of_few if few else self.entries
 
 
 class Tabulated(Codebooks):
@@ -95,21 +100,24 @@ class Tabulated(Codebooks):
 def tabulate(centroids: jax.Array) -> Table:
     """The `Table` of centroids (Q, K, D)."""
     entries, units = _whole(centroids)
-    entries, dtype = jnp.swapaxes(entries, 1, 2), _product_dtype()
-    of_few = entries if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else None
-    return Table(entries.astype(dtype), units, jnp.sum(centroids**2, axis=-1), of_few)
+    entries, (many, few) = jnp.swapaxes(entries, 1, 2), _product_dtypes()
+    of_few = None if few == many else entries.astype(few)
+    return Table(entries.astype(many), units, jnp.sum(centroids**2, axis=-1), of_few)
 
 
 @functools.cache
-def _product_dtype():
-    """What this machine multiplies fastest, of two with the same products: bfloat16, but on a CPU without it float32."""
+def _product_dtypes():
+    """What this machine multiplies many rows in, and few: of two types with the same products the faster.
+
+    bfloat16, but on a CPU float32 where it has no instructions for that, and for few rows.
+    """
     if jax.default_backend() != "cpu":
-        return jnp.bfloat16
+        return jnp.bfloat16, jnp.bfloat16
     try:
         with open("/proc/cpuinfo") as file:
-            return jnp.bfloat16 if "avx512_bf16" in file.read() else jnp.float32
+            return jnp.bfloat16 if "avx512_bf16" in file.read() else jnp.float32, jnp.float32
     except OSError:
-        return jnp.float32
+        return jnp.float32, jnp.float32
 
 
 def _whole(vectors):
@@ -235,9 +243,8 @@ def _best(residuals, errors, table, beams):
     group = math.gcd(size, _GROUP)
     group = group if size // group >= beams else 1
     whole, scales = _whole(residuals)
-    vectors, entries = whole.reshape(-1, dim), table.entries
-    if table.of_few is not None and isinstance(vectors.shape[0], int) and vectors.shape[0] <= _FEW:
-        entries = table.of_few
+    vectors = whole.reshape(-1, dim)
+    entries = table.factors(vectors.shape[0])
     highest = lax.Precision.HIGHEST  # float32 is to stay what it is
     products = jnp.matmul(vectors.astype(entries.dtype), entries, precision=highest, preferred_element_type=jnp.float32)
     units, energies = (x.reshape(-1, group) for x in (table.units, table.energies))
