@@ -158,6 +158,18 @@ def test_quieter_speech_has_the_same_shape_codes_where_the_envelope_tells_its_le
     assert len(np.unique(loud[1:, told])) > 8
 
 
+@pytest.mark.parametrize("band", [0, N - 1])
+def test_an_envelope_is_found_by_every_band(band):
+    codec = trained()
+    books = np.array(codec.constants["envelope"]["centroids"])
+    size = books.shape[1]
+    books[:] = -90 + 12 * np.arange(size)[:, None] * (np.arange(N) == band)  # entries that only this band tells apart
+    codec = codec.replace(constants=codec.constants | {"envelope": {"centroids": jnp.asarray(books)}}).with_beams(8)
+    latents = np.concatenate([np.zeros((size, C)), books[0], np.full((size, 1), 2)], axis=1)
+    codes = apply(codec, "encode_latents", jnp.asarray(latents, jnp.float32)[None])
+    np.testing.assert_array_equal(codes[0, 0], np.arange(size))
+
+
 def test_the_encoder_learns_by_the_commitment_to_the_shape_and_the_envelope_does_not_pull():
     codec = trained()
     latents = jaxcodec.latents(codec, speech())[None]

@@ -87,8 +87,9 @@ class Table(flax.struct.PyTreeNode):
 
     def factors(self, rows) -> jax.Array:
         """The entries that so many rows are multiplied with."""
-        few = self.of_few is not None and isinstance(rows, int) and rows <= _FEW
-        return self.of_few if few else self.entries
+        if self.of_few is not None and isinstance(rows, int) and rows <= _FEW:
+            return self.of_few
+        return self.entries
 
 
 class Tabulated(Codebooks):
