@@ -90,7 +90,7 @@ def test_blocks_of_frames_that_do_not_exist_are_left_out_of_the_search():
 
 def test_few_beams_search_larger_blocks_to_the_same_codes():
     latents, centroids = normal(1, 320, 4), normal(4, 6, 4, seed=1)
-    mask = np.arange(320)[None] < 200
+    mask = np.arange(320)[None] < 130  # two of the blocks of 128, three of 64
     codes = np.asarray(rvq.search(latents, centroids, 2, mask))
     alone = [rvq.search(latents[:, i : i + 64], centroids, 2) for i in range(0, 320, 64)]
     np.testing.assert_array_equal(codes[..., :256], np.concatenate(alone, axis=2)[..., :256])
@@ -108,6 +108,7 @@ def test_few_frames_and_many_have_the_same_codes_whatever_they_are_multiplied_in
     centroids, frames = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 128, 48), (1, 192, 48)))
     table = rvq.tabulate(jnp.asarray(centroids))
     assert table.entries.dtype == dtype and (table.of_few is None) == (dtype == jnp.float32)
+    assert table.factors(64).dtype == jnp.float32 and table.factors(65).dtype == dtype
     many = rvq.search(frames, centroids, 8, table=table)
     for first in (0, 3, 191):
         few = rvq.search(frames[:, first : first + 1], centroids, 8, table=table)

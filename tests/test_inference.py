@@ -346,11 +346,11 @@ def test_few_sizes_of_windows_serve_every_length_and_little_of_them_is_idle():
 
 def test_fewer_beams_are_another_search_of_the_same_codec():
     codec = trained(architecture="gain_shape", model__rvq__beams=8)
-    greedy, clip = codec.with_beams(1), clips((5000,))[0]
+    greedy, clip = codec.with_beams(1), clips((6000,))[0]
     assert greedy.fingerprint == codec.fingerprint
     few, many = (np.asarray(one.encode(clip)) for one in (greedy, codec))
     latents = greedy.latents(clip)
-    assert np.mean(few != greedy.quantize(latents)) < 0.01  # another program rounds otherwise: a tie may go either way
+    np.testing.assert_array_equal(few, greedy.quantize(latents))
     left = [np.asarray(latents) - np.asarray(codec.dequantize(codes)) for codes in (few, many)]
     errors = [np.sum(layout.gain_shape_parts(x, True)[0] ** 2) for x in left]  # of the coefficients
     assert errors[1] < errors[0]
