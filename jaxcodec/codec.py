@@ -136,6 +136,17 @@ class Codec(nn.Module):
         bits = self.quantizer.bits_per_frame(rate)
         return None if bits is None else self.frame_rate * bits
 
+    def with_matmul_precision(self, matmul_precision: str) -> "Codec":
+        """The same with another of `layers.MATMUL_PRECISIONS` in all parts that have one."""
+
+        def changed(module):
+            has_one = hasattr(module, "matmul_precision")
+            return module.clone(matmul_precision=matmul_precision) if has_one else module
+
+        parts = {name: getattr(self, name) for name in ("encoder", "decoder")}
+        parts = {name: part.clone(network=changed(part.network)) for name, part in parts.items()}
+        return self.clone(**parts, quantizer=changed(self.quantizer))
+
     def collections(self, params, state) -> dict:
         """The variable collections that the module is applied to: parameters and the quantizer's state."""
         return {"params": params, self.quantizer.collection: {"quantizer": {"state": state}}}

@@ -569,6 +569,26 @@ def test_eval_at_qualities_and_at_its_default_rates(run, small_models, speech, m
     assert code == 0 and re.search(r"^codebooks +1 +4$", out, re.MULTILINE)
 
 
+def test_a_faster_search_is_asked_for_by_flags(run, codec, small_models, speech):
+    flags = ["--model", "tokens", "--beams", "3", "--matmul_precision", "bfloat16"]
+    assert run("encode", "speech.wav", "-o", "fast.jxc", *flags, model=None)[0] == 0
+    fast = codec.with_beams(3).with_matmul_precision("bfloat16")
+    codes = jaxcodec.unpack(codec, pathlib.Path("fast.jxc").read_bytes()).codes
+    np.testing.assert_array_equal(codes, fast.encode(speech))
+    assert np.any(codes != codec.encode(speech))
+    scores = {}
+    for name, given in (("fast", flags), ("exact", flags[:2])):
+        assert run("eval", "speech.wav", *given, "--json", f"{name}.json", model=None)[0] == 0
+        scores[name] = json.loads(pathlib.Path(f"{name}.json").read_text())["points"][-1]["snr"]
+    assert scores["fast"] != scores["exact"]
+    for more, problem in (
+        ("--beams 3", "this codec has no codebooks to search: beams belong to tokens."),
+        ("--model tokens --beams 9999", f"beams is 9999, expected 1 to {codec.codebook_size}."),
+    ):
+        code, _, told = run("encode", "speech.wav", "-o", "other.jxc", *more.split(), model=None)
+        assert code == 1 and told == [f"jaxcodec: {problem}"]
+
+
 @pytest.mark.parametrize(
     "command", ["encode speech.wav -o out.jxc", "eval speech.wav", "report out --clips speech.wav"]
 )

@@ -250,8 +250,9 @@ def test_onnx_export_says_what_it_lacks(tmp_path, monkeypatch):
 
 @needs_onnx
 def test_onnx_export_is_for_float32(tmp_path):
-    with pytest.raises(ValueError, match="this one computes in bfloat16"):
-        export.export_onnx(tiny_codec(dtype="bfloat16"), tmp_path)
+    for codec in (tiny_codec(dtype="bfloat16"), tiny_codec().with_matmul_precision("bfloat16")):
+        with pytest.raises(ValueError, match="this one computes in bfloat16"):
+            export.export_onnx(codec, tmp_path)
 
 
 def document_blocks():

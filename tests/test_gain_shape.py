@@ -88,13 +88,30 @@ def test_blocks_of_frames_that_do_not_exist_are_left_out_of_the_search():
     assert not codes[1, :, 64:].any() and expected[1, :, 64:].any()
 
 
-def test_few_beams_search_larger_blocks_to_the_same_codes():
-    latents, centroids = normal(1, 320, 4), normal(4, 6, 4, seed=1)
-    mask = np.arange(320)[None] < 130  # two of the blocks of 128, three of 64
-    codes = np.asarray(rvq.search(latents, centroids, 2, mask))
-    alone = [rvq.search(latents[:, i : i + 64], centroids, 2) for i in range(0, 320, 64)]
-    np.testing.assert_array_equal(codes[..., :256], np.concatenate(alone, axis=2)[..., :256])
-    assert not codes[..., 256:].any()
+@pytest.mark.parametrize(("beams", "size", "block"), [(6, 576, 64), (2, 320, 128), (2, 1024, 256), (1, 1024, 256)])
+def test_few_beams_search_larger_blocks_to_the_same_codes(beams, size, block):
+    latents, centroids = normal(1, size, 4), normal(4, 6, 4, seed=1)
+    search = functools.partial(rvq.search, centroids=centroids, beams=beams, rounded=True)
+    codes = np.asarray(search(latents, frame_mask=np.arange(size)[None] < block + 2))  # two blocks
+    alone = [search(latents[:, i : i + 64]) for i in range(0, size, 64)]
+    np.testing.assert_array_equal(codes[..., : 2 * block], np.concatenate(alone, axis=2)[..., : 2 * block])
+    assert not codes[..., 2 * block :].any()
+
+
+def test_one_beam_by_rounded_products_is_nearly_the_nearest():
+    latents, centroids = normal(2, 200, 24), normal(5, 64, 24, seed=1) * 0.7 ** np.arange(5)[:, None, None]
+    rounded = np.asarray(rvq.search(latents, centroids, 1, rounded=True))
+    exact = np.asarray(rvq.search(latents, centroids, 1))
+    errors = [np.mean((latents - np.asarray(rvq.dequantize(codes, centroids))) ** 2) for codes in (rounded, exact)]
+    assert errors[0] < 1.005 * errors[1]
+    assert np.mean(rounded[:, 0] == exact[:, 0]) > 0.97 and np.any(rounded != exact)
+
+
+def test_the_greatest_are_those_that_sorting_finds_the_first_of_equal_ones():
+    values = np.random.default_rng(0).integers(0, 4, (50, 3, 9)).astype(np.float32)
+    for count in (1, 2):
+        np.testing.assert_array_equal(rvq.greatest(values, count), jax.lax.top_k(values, count)[1])
+    assert rvq.greatest(-np.ones((2, 5)), 1).tolist() == [[0], [0]]
 
 
 def test_no_codebooks_have_no_codes():

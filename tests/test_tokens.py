@@ -151,6 +151,8 @@ def test_several_processes_make_the_same_shards_as_one(model, corpus, tmp_path):
     [
         (dict(num_codebooks=2), "begun with num_codebooks = 4, this command has 2"),
         (dict(shard_size=4), "begun with shard_size = 3, this command has 4"),
+        (dict(beams=2), "begun with beams = None, this command has 2"),
+        (dict(matmul_precision="bfloat16"), "begun with matmul_precision = None, this command has bfloat16"),
         ("model", "begun with model = "),
         ("more recordings", "begun with recordings = 7, this command has 8"),
         ("renamed", "begun with names = "),
@@ -167,6 +169,21 @@ def test_other_settings_for_the_same_output_are_refused(codec, model, corpus, tm
         (corpus / "0.wav").rename(corpus / "00.wav")
     with pytest.raises(ValueError, match=message):
         write(str(model), corpus, tmp_path / "out", **change if isinstance(change, dict) else {})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_search_that_is_asked_for_makes_the_shards_and_is_told(codec, model, corpus, tmp_path, processes):
+    write(model, corpus, tmp_path / "out", beams=3, matmul_precision="bfloat16", processes=processes)
+    settings = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (settings["beams"], settings["matmul_precision"]) == (3, "bfloat16")
+    searched = codec.with_beams(3).with_matmul_precision("bfloat16")
+    found = {name: codes for shard in (tmp_path / "out").glob("*.npz") for name, codes, _ in tokens.load_shard(shard)}
+    clip = audio.load(corpus / "b/1.wav")
+    np.testing.assert_array_equal(found["b/1.wav"], searched.encode(clip))
+    assert np.any(found["b/1.wav"] != codec.encode(clip))
+    (tmp_path / "out/manifest.json").unlink()
+    with pytest.raises(ValueError, match="was made with beams = 3, not None"):
+        write(model, corpus, tmp_path / "out")
 
 
 def test_an_output_that_is_something_else_and_options_that_cannot_be_are_refused(model, corpus, tmp_path):

@@ -75,6 +75,13 @@ def add_rates(parser):
         parser.add_argument(f"--{knob.name}", help=knob.help, **one if knob in seconds else several)
 
 
+def add_search(parser):
+    """How much is given up for speed."""
+    parser.add_argument("--beams", type=positive, metavar="N", help="of the search for tokens: fewer are faster")
+    precisions = dict(choices=("default", "bfloat16"), metavar="P", help="of networks: default or bfloat16")
+    parser.add_argument("--matmul_precision", "--matmul-precision", **precisions)
+
+
 def _parse_several(parse, text):
     return [parse(part) for part in text.split(",")]
 
@@ -103,10 +110,11 @@ def rates(arguments, codec) -> list:
 
 def load(arguments):
     """The codec that --model names, or the bundled one whose rate is set by the flags that are given."""
-    from jaxcodec.inference import pretrained
+    from jaxcodec.inference import pretrained, trained
 
     _refuse_two_rates(arguments)
-    return pretrained.load(model(arguments))
+    search = {name: getattr(arguments, name) for name in ("beams", "matmul_precision") if hasattr(arguments, name)}
+    return trained.faster(pretrained.load(model(arguments)), **search)
 
 
 def model(arguments) -> str:

@@ -13,6 +13,7 @@ def add_arguments(parser):
     options.add_shared(parser, "inputs", "--force", "--skip_existing", "--quiet")
     options.add_shared(parser, "--model", **options.BY_RATE)
     options.add_rate(parser)
+    options.add_search(parser)
     parser.add_argument("--start", type=options.at_least_zero, metavar="S", help="encode from that second on")
     parser.add_argument("--end", type=options.seconds, metavar="S", help="encode to that second only")
     parser.add_argument("--no_entropy", action="store_true", help="codes at a fixed width")

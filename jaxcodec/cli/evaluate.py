@@ -15,6 +15,7 @@ def add_arguments(parser):
     options.add_shared(parser, "inputs", "--force", "--quiet")
     options.add_shared(parser, "--model", **options.BY_RATE)
     options.add_rates(parser)
+    options.add_search(parser)
     parser.add_argument("--split", metavar="NAME", help="of prepared folders; default: validation")
     parser.add_argument("--group", choices=("speaker",), help="also means by the first folder below IN")
     options.add_shared(parser, "--processes")

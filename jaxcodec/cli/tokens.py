@@ -13,6 +13,7 @@ def add_arguments(parser):
     parser.add_argument("folder", help="recordings at any depth")
     options.add_output(parser, "folder of the token files")
     parser.add_argument("--codebooks", type=options.positive, metavar="N", help="the first N only")
+    options.add_search(parser)
     parser.add_argument("--shard_size", type=options.positive, default=1000, metavar="N", help="recordings a file")
     options.add_shared(parser, "--processes", help="files made at the same time")
     parser.add_argument("--shard_index", type=int, default=0, metavar="I", help="this host, of --num_shards hosts")
@@ -26,7 +27,8 @@ def run(arguments):
     check_output(os.path.join(arguments.output, tokens.MANIFEST), force=True)
     clips = frames = 0
     failed: dict[str, str] = {}
-    work = {name: getattr(arguments, name) for name in ("shard_size", "processes", "shard_index", "num_shards")}
+    names = "shard_size", "processes", "shard_index", "num_shards", "beams", "matmul_precision"
+    work = {name: getattr(arguments, name) for name in names}
     for summary in tokens.write_tokens(
         arguments.model,
         arguments.folder,

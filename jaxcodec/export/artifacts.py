@@ -65,8 +65,8 @@ def export_onnx(codec: TrainedCodec, directory: epath.PathLike) -> list[epath.Pa
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"ONNX export needs {package}: pip install 'jaxcodec[onnx]'.")
-    if codec.config.model.dtype != "float32":
-        raise ValueError(f"ONNX export is for float32 codecs, this one computes in {codec.config.model.dtype}.")
+    if "bfloat16" in (codec.config.model.dtype, codec.matmul_precision):
+        raise ValueError("ONNX export is for float32 codecs, this one computes in bfloat16.")
     from jaxcodec.export import onnx_graph
 
     directory = _make(directory)

@@ -175,8 +175,10 @@ def encode_window(context, audio, starts, stops):
     """Samples (G, F * hop_length) to codes (G, F, Q) in a `context` of `at_rate`."""
     codec, _ = context
     z = latents_window(codec, audio, starts, stops)
-    hop_length = codec.hop_length
-    return quantize_window(context, z, starts // hop_length, codec.num_frames(stops))
+    # A quantizer that looks at single frames is given those alone that are kept: a block of its search begins with them.
+    first = 0 if codec.module.quantizer.context else codec.module.encoder.network.context[0]
+    starts, stops = jnp.maximum(starts // codec.hop_length - first, 0), codec.num_frames(stops) - first
+    return jnp.roll(quantize_window(context, jnp.roll(z, -first, axis=1), starts, stops), first, axis=1)
 
 
 def dequantize_window(codec, codes, starts, stops):

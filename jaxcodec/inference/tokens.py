@@ -34,9 +34,10 @@ from tqdm import tqdm
 from jaxcodec import atomic, workers
 from jaxcodec.bitstream import entropy
 from jaxcodec.data import recordings
-from jaxcodec.inference import files, pretrained
+from jaxcodec.inference import files, pretrained, trained
 
 FORMAT = "jaxcodec tokens 2"  # 1 had no settings and no digest in its shards
+_SEARCH = "beams", "matmul_precision"  # settings that are there where they were asked for
 MANIFEST = "manifest.json"
 
 
@@ -65,6 +66,8 @@ def write_tokens(
     shard_index: int = 0,
     num_shards: int = 1,
     quiet: bool = False,
+    beams: int | None = None,
+    matmul_precision: str | None = None,
 ) -> Iterator[Summary]:
     """Writes the shards that are missing, and yields what is in each as soon as it is there.
 
@@ -78,6 +81,8 @@ def write_tokens(
       shard_index: with `num_shards` hosts, each given its own index, every host makes its share.
       num_shards: hosts that share the work, and `output`.
       quiet: without a bar, which is on terminals only.
+      beams: of the search for codes, the model's own when None.
+      matmul_precision: that networks multiply in, see `TrainedCodec.with_matmul_precision`.
 
     Raises:
       ValueError: no recordings, settings other than those `output` was begun with, options that cannot be.
@@ -91,13 +96,14 @@ def write_tokens(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     names = [name for name, _ in recordings.list_audio(folder)]
     output = epath.Path(output)
-    codec = pretrained.load(model)
+    codec = trained.faster(pretrained.load(model), beams, matmul_precision)
     if codec.module.quantizer.codebook_size is None:
         raise ValueError(
             f"tokens are entries of codebooks, this codec's quantizer ({codec.config.model.quantizer}) has none."
         )
     num_codebooks = codec.check_rate(num_codebooks)
-    settings = _settings(codec, names, num_codebooks, shard_size)
+    search = dict(zip(_SEARCH, (beams, matmul_precision), strict=True))
+    settings = _settings(codec, names, num_codebooks, shard_size, search)
     shards = [names[i : i + shard_size] for i in range(0, len(names), shard_size)]
     paths = [output / f"tokens-{i:05d}-of-{len(shards):05d}.npz" for i in range(len(shards))]
     _begin(output, settings, paths)
@@ -112,7 +118,7 @@ def write_tokens(
             for job in jobs:
                 yield _write_shard(codec, *job, bar.update)
         else:
-            yield from _in_processes(model, jobs, processes, bar.update)
+            yield from _in_processes((model, beams, matmul_precision), jobs, processes, bar.update)
     _finish(output, paths)
 
 
@@ -201,9 +207,9 @@ def _check_layout(shard):
         raise ValueError("its arrays do not fit together")
 
 
-def _settings(codec, names, num_codebooks, shard_size):
-    """What shards of one output have in common."""
-    return dict(
+def _settings(codec, names, num_codebooks, shard_size, search):
+    """What shards of one output have in common; of the `search` what was asked for."""
+    settings = dict(
         format=FORMAT,
         model=codec.fingerprint.hex(),
         sample_rate=codec.sample_rate,
@@ -214,6 +220,7 @@ def _settings(codec, names, num_codebooks, shard_size):
         recordings=len(names),
         names=hashlib.blake2b("\n".join(names).encode(errors="surrogateescape"), digest_size=8).hexdigest(),
     )
+    return settings | {name: value for name, value in search.items() if value is not None}
 
 
 def _begin(output, settings, paths):
@@ -222,7 +229,7 @@ def _begin(output, settings, paths):
     if path.exists():
         try:
             begun = json.loads(path.read_text())
-            changed = [name for name in settings if begun.get(name) != settings[name]]
+            changed = _changed(begun, settings)
         except (ValueError, AttributeError):
             raise ValueError(
                 f"{path} is not a manifest of tokens: give another output folder, or remove this file."
@@ -230,7 +237,7 @@ def _begin(output, settings, paths):
         if changed:
             name = changed[0]
             raise ValueError(
-                f"{output} was begun with {name} = {begun.get(name)}, this command has {settings[name]}: "
+                f"{output} was begun with {name} = {begun.get(name)}, this command has {settings.get(name)}: "
                 "give another output folder, or remove this one."
             )
     for shard in sorted(output.glob("tokens-*.npz")):  # also where the manifest was lost
@@ -246,10 +253,15 @@ def _other_settings(path, settings):
     """What a shard was made with that is not so now, None where nothing is or it is damaged."""
     try:
         made = json.loads(str(_read(path, ["settings"])["settings"]))
-        changed = [name for name in settings if made.get(name) != settings[name]]
+        changed = _changed(made, settings)
     except (ValueError, AttributeError):
         return None
-    return f"was made with {changed[0]} = {made.get(changed[0])}, not {settings[changed[0]]}" if changed else None
+    return f"was made with {changed[0]} = {made.get(changed[0])}, not {settings.get(changed[0])}" if changed else None
+
+
+def _changed(made, settings):
+    """Names of settings that are not what they were; what one side does not say was left to the model."""
+    return [name for name in (*settings, *_SEARCH) if made.get(name) != settings.get(name)]
 
 
 def _finish(output, paths):
@@ -310,8 +322,10 @@ def _in_processes(model, jobs, processes, progress):
             yield summary
 
 
-_load = functools.cache(pretrained.load)
+@functools.cache
+def _load(model, beams, matmul_precision):
+    return trained.faster(pretrained.load(model), beams, matmul_precision)
 
 
 def _load_and_write_shard(model, *job):
-    return _write_shard(_load(model), *job)
+    return _write_shard(_load(*model), *job)

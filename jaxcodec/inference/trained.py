@@ -12,6 +12,7 @@ import numpy as np
 from jaxcodec import programs, quantizers, recipe
 from jaxcodec.codec import Codec
 from jaxcodec.inference import clips
+from jaxcodec.nn import layers
 
 _Function = TypeVar("_Function", bound=Callable)
 
@@ -134,6 +135,28 @@ class TrainedCodec(flax.struct.PyTreeNode):
             raise ValueError(f"beams is {beams}, expected 1 to {self.codebook_size}.")
         return self.replace(module=self.module.clone(quantizer=quantizer.clone(beams=beams)))
 
+    def with_matmul_precision(self, matmul_precision: str) -> "TrainedCodec":
+        """The same codec with networks that multiply in "bfloat16", or at JAX's "default", which is float32 on a CPU.
+
+        Factors are bfloat16 and sums float32, on every device as by default on a TPU. Sound then is as near as bfloat16
+        rounds, codes differ where two are as near as that, and a search of one beam rounds its products too. Faster where
+        the device has instructions for it and a clip many frames; slower for streams of a few, and on other CPUs.
+
+        Raises:
+          ValueError: another precision, networks of convolutions.
+        """
+        if matmul_precision not in layers.MATMUL_PRECISIONS:
+            known = quantizers.expected(layers.MATMUL_PRECISIONS)
+            raise ValueError(f'matmul_precision is "{matmul_precision}", expected {known}.')
+        if not hasattr(self.module.decoder.network, "matmul_precision"):
+            raise ValueError("this codec's networks are convolutions: matmul_precision is for those of dense layers.")
+        return self.replace(module=self.module.with_matmul_precision(matmul_precision))
+
+    @property
+    def matmul_precision(self) -> str:
+        """What its networks multiply in, see `with_matmul_precision`."""
+        return getattr(self.module.decoder.network, "matmul_precision", "default")
+
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """8 bytes that name the weights, the quantizer and the recipe: equal for codecs that make the same codes."""
@@ -166,6 +189,12 @@ class TrainedCodec(flax.struct.PyTreeNode):
             expected = " and ".join(knob.argument for knob in knobs)
             raise TypeError(f"unexpected {', '.join(named)}: the rate of this codec is set by {expected}.")
         return self.module.quantizer.check_rate(rate)
+
+
+def faster(codec: TrainedCodec, beams: int | None = None, matmul_precision: str | None = None) -> TrainedCodec:
+    """The codec with those of its settings that are not None. Raises `ValueError` as their methods do."""
+    codec = codec if beams is None else codec.with_beams(beams)
+    return codec if matmul_precision is None else codec.with_matmul_precision(matmul_precision)
 
 
 def method(function: _Function) -> _Function:

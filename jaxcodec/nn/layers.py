@@ -8,6 +8,22 @@ sees ahead it waits for: its frames then come so many later than those that go i
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+MATMUL_PRECISIONS = ("default", "bfloat16")
+
+
+def dot_general(matmul_precision: str):
+    """What dense layers multiply by: JAX's own for "default"; for "bfloat16" factors in that and sums in float32.
+
+    The default is float32 on a CPU and bfloat16 factors on a TPU. A CPU does not hear `jax.default_matmul_precision`.
+    """
+    return _bfloat16_dot_general if matmul_precision == "bfloat16" else None
+
+
+def _bfloat16_dot_general(left, right, dimensions, precision=None, preferred_element_type=None):
+    factors = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+    return lax.dot_general(factors[0], factors[1], dimensions, preferred_element_type=jnp.float32).astype(left.dtype)
 
 
 def length_mask(lengths: jax.Array, size: int, starts: jax.Array | None = None) -> jax.Array:
@@ -79,14 +95,15 @@ class ConvNeXtBlock(nn.Module):
     causal: bool = False
     dtype: jnp.dtype = jnp.float32
     lookahead: int = 0
+    matmul_precision: str = "default"
 
     @nn.compact
     def __call__(self, x, mask):
-        width = x.shape[-1]
+        width, multiply = x.shape[-1], dot_general(self.matmul_precision)
         y = DepthwiseConv(self.kernel_size, self.causal, self.lookahead)(x * mask)
         y = nn.LayerNorm(dtype=self.dtype)(y)
-        y = nn.gelu(nn.Dense(self.expansion * width, dtype=self.dtype)(y))
-        y = nn.Dense(width, dtype=self.dtype)(y)
+        y = nn.gelu(nn.Dense(self.expansion * width, dtype=self.dtype, dot_general=multiply)(y))
+        y = nn.Dense(width, dtype=self.dtype, dot_general=multiply)(y)
         scale = self.param("layer_scale", nn.initializers.constant(0.1), (width,))
         (x,) = delayed(self, self.lookahead, x)
         return x + y * scale[None, None].astype(x.dtype)

@@ -119,6 +119,7 @@ class _MDCTNetwork(nn.Module):
     dtype: jnp.dtype
     expansion: int  # channels within a block, in widths
     lookahead: int  # frames that the first block of a causal network sees ahead
+    matmul_precision: str  # of dense layers, see `layers.dot_general`
 
     def reach(self):
         """Frames (before, after) that reach a frame through the blocks."""
@@ -133,15 +134,18 @@ class _MDCTNetwork(nn.Module):
     @nn.nowrap
     def blocks(self, x, mask, features):
         """Compressed inputs (B, T, C) with mask (B, T, 1) to (B, T, features) float32, near zero beside an identity path."""
-        x = nn.Dense(self.width, dtype=self.dtype, name="input")(x.astype(self.dtype))
+        multiply = layers.dot_general(self.matmul_precision)
+        x = nn.Dense(self.width, dtype=self.dtype, dot_general=multiply, name="input")(x.astype(self.dtype))
+        settings = self.kernel_size, self.expansion, self.causal, self.dtype
         for number in range(self.depth):
             lookahead = 0 if number else self.lookahead
-            x = layers.ConvNeXtBlock(self.kernel_size, self.expansion, self.causal, self.dtype, lookahead)(x, mask)
+            x = layers.ConvNeXtBlock(*settings, lookahead, self.matmul_precision)(x, mask)
             (mask,) = layers.delayed(self, lookahead, mask, name="mask")
         x = nn.LayerNorm(dtype=self.dtype)(x)
         # Speech is small: beside the identity path the noise of a usual initialization would be louder.
         kernel_init = nn.initializers.normal(1e-3) if self.identity else nn.initializers.lecun_normal()
-        return nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, name="output")(x).astype(jnp.float32)
+        output = nn.Dense(features, dtype=self.dtype, dot_general=multiply, kernel_init=kernel_init, name="output")
+        return output(x).astype(jnp.float32)
 
 
 class MDCTAnalysis(_MDCTNetwork):
@@ -392,6 +396,11 @@ class SEANetSynthesis(_SEANetwork):
         return x[:, :num_samples, 0].astype(jnp.float32)
 
 
+def _usual(model):
+    """What all networks at frame rate are given."""
+    return dict(width=model.width, dtype=jnp.dtype(model.dtype), matmul_precision="default")
+
+
 @architecture("mdct")
 def _mdct(model, output_scale):
     section = model.mdct
@@ -401,7 +410,7 @@ def _mdct(model, output_scale):
             f"{section.hop_length} coefficients: lower it or set model.mdct.identity to False."
         )
     shared = {name: section[name] for name in ("hop_length", "kernel_size", "identity", "latent_gain")}
-    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype), expansion=4, lookahead=0)
+    shared |= _usual(model) | dict(causal=model.causal, expansion=4, lookahead=0)
     analysis = MDCTAnalysis(**shared, depth=section.encoder_depth, latent_dim=model.latent_dim)
     # The identity path is the identity at step 0 whatever the decoder's output is multiplied by.
     shared["latent_gain"] *= output_scale
@@ -414,7 +423,7 @@ def _transform(model, output_scale):
     _check_lookahead(model, "transform")
     if model.latent_dim != section.hop_length + layout.EXTRA:
         raise ValueError(f"model.latent_dim is {model.latent_dim}, expected hop_length + {layout.EXTRA}.")
-    shared = dict(width=model.width, dtype=jnp.dtype(model.dtype))
+    shared = _usual(model)
     shared |= {name: section[name] for name in ("depth", "kernel_size", "expansion", "lookahead")}
     synthesis = TransformSynthesis(section.hop_length, causal=True, identity=True, latent_gain=output_scale, **shared)
     return Networks(TransformAnalysis(section.hop_length, model.latent_dim), synthesis, section.hop_length)
@@ -433,8 +442,7 @@ def _gain_shape(model, output_scale):
             f"{layout.NUM_BANDS} bands{' and the rate' * told_rate}."
         )
     shared = {name: section[name] for name in ("hop_length", "kernel_size", "expansion", "tilt")}
-    shared |= dict(width=model.width, causal=model.causal, dtype=jnp.dtype(model.dtype), identity=True)
-    shared |= dict(told_rate=told_rate)
+    shared |= _usual(model) | dict(causal=model.causal, identity=True, told_rate=told_rate)
     analysis = GainShapeAnalysis(
         **shared,
         depth=section.encoder_depth,

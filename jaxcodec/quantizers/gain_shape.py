@@ -106,14 +106,14 @@ class GainShapeQuantizer(rvq.ResidualVectorQuantizer):
         entries = jnp.asarray(envelopes.centroids[0])
         # Band by band: on CPU a sum over the last axis, which is short, takes several times as long.
         distances = sum((bands[:, band, None] - entries[None, :, band]) ** 2 for band in range(bands.shape[-1]))
-        candidates = lax.top_k(-distances, min(ENVELOPES, self.beams))[1]
+        candidates = rvq.greatest(-distances, min(ENVELOPES, self.beams))
         told = entries[candidates]  # (N, M, n)
         scales = self._scales(told)
         shape = coefficients[:, None] / scales
         codes = rvq.nearest_tabulated(shape.reshape(-1, shape.shape[-1]), table, 0).reshape(candidates.shape)
         left = (coefficients[:, None] - scales * shapes.centroids[0][codes]) / self._scales(bands)[:, None]
         errors = jnp.sum(left**2, axis=-1) + weight * jnp.mean((told - bands[:, None]) ** 2, axis=-1)
-        return rvq.pick(candidates[..., None], lax.top_k(-errors, 1)[1])[:, 0, 0]
+        return rvq.pick(candidates[..., None], rvq.greatest(-errors, 1))[:, 0, 0]
 
     def decode(self, codes):
         state = self.codebooks.value

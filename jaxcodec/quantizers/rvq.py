@@ -59,10 +59,18 @@ def nearest(vectors: jax.Array, centroids: jax.Array) -> jax.Array:
     """
     products = jnp.matmul(vectors, centroids.T, precision=lax.Precision.HIGHEST)
     half_norms = 0.5 * jnp.sum(centroids**2, axis=-1).reshape((1,) * (vectors.ndim - 1) + (-1,))
-    scores = products - half_norms
-    # The first of the greatest: on CPU argmax takes several times as long.
-    index = jnp.arange(len(centroids), dtype=jnp.int32).reshape(half_norms.shape)
-    return jnp.min(jnp.where(scores == jnp.max(scores, axis=-1, keepdims=True), index, len(centroids) - 1), axis=-1)
+    return greatest(products - half_norms, 1)[..., 0]
+
+
+def greatest(values: jax.Array, count: int) -> jax.Array:
+    """Indices (..., count) int32 of the greatest of values (..., N), of equal ones the first, as `lax.top_k` has them."""
+    if count > 1:
+        return lax.top_k(values, count)[1]
+    # On CPU argmax and sorting take several times as long.
+    last = values.shape[-1] - 1
+    index = jnp.arange(last + 1, dtype=jnp.int32).reshape((1,) * (values.ndim - 1) + (-1,))
+    found = values == jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(found, index, last), axis=-1, keepdims=True)
 
 
 def quantize(latents: jax.Array, centroids: jax.Array) -> Trace:
@@ -140,17 +148,18 @@ def search(
     frame_mask: jax.Array | None = None,
     table: Table | None = None,
     num_codebooks: int | None = None,
+    rounded: bool = False,
 ) -> jax.Array:
-    """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`.
+    """Codes (B, Q, T) of latents (B, T, D), the best of a beam search; with one beam those of `quantize`, unless `rounded`.
 
     After each codebook the `beams` beginnings with the least error go on (M-search, LeBlanc et al. 1993): the nearest
     centroid now may leave a residual that later codebooks have no centroid for. Frames that frame_mask (B, T) leaves out
     need not be searched, their codes mean nothing.
 
-    Products of rounded vectors tell which go on, their true errors which is the best. `table` is that of the centroids,
-    where it is known already. Of more than `num_codebooks` the first so many are searched.
+    Products of rounded vectors tell which go on, their true errors which is the best; of one beam only where `rounded`.
+    `table` is that of the centroids, where it is known already. Of more than `num_codebooks` the first so many are searched.
     """
-    if beams == 1:
+    if beams == 1 and not rounded:
         return quantize(latents, centroids[:num_codebooks]).codes  # to the bit, also where two centroids are as near
     batch, num_frames, dim = latents.shape
     count = len(centroids) if num_codebooks is None else min(num_codebooks, len(centroids))
@@ -163,7 +172,7 @@ def search(
     return jnp.moveaxis(codes.reshape(batch, num_frames, count), 2, 1)
 
 
-_BLOCK = 64  # frames, or twice as many
+_BLOCK, _MOST_BLOCKS = 64, 4  # frames, or twice or four times as many
 _ROWS = 512  # of a product, at most: as many as a processor's cache has room for
 _GROUP = 32  # centroids
 _FEW = 64  # rows of a product: a CPU with bfloat16 multiplies 8 of them in a quarter of the time in float32
@@ -178,7 +187,9 @@ def by_blocks(search, rows, frame_mask, *frames):
     size = frames[0].shape[0]
     if not isinstance(size, int) or size % _BLOCK:
         return search(*frames)
-    block = 2 * _BLOCK if size > _BLOCK and 2 * _BLOCK * rows <= _ROWS else _BLOCK
+    block = _BLOCK
+    while 4 * block <= size and 2 * block <= min(_ROWS // rows, _MOST_BLOCKS * _BLOCK):
+        block *= 2
     if frame_mask is None:
         frame_mask = jnp.ones(size, bool)
     missing = -size % block
@@ -225,7 +236,7 @@ def _search_frames(frames, stages, beams):
     paths = jnp.zeros((*errors.shape, stages.number), jnp.int32)
     carry, _ = stage((frames[:, None], errors, paths), 0)
     _, errors, paths = lax.scan(stage, carry, jnp.arange(1, stages.number))[0] if stages.number > 1 else carry
-    return pick(paths, lax.top_k(-errors, 1)[1])[:, 0]
+    return pick(paths, greatest(-errors, 1))[:, 0]
 
 
 def nearest_tabulated(vectors: jax.Array, table: Table, number: int) -> jax.Array:
@@ -252,13 +263,13 @@ def _best(residuals, errors, table, beams):
     # How much less error than nothing a candidate has, (N, M, groups, group).
     gains = products.reshape(num_frames, num_beams, *units.shape) * (2 * scales[..., None, None] * units[None, None])
     gains -= energies[None, None] + errors[..., None, None]
-    best = lax.top_k(jnp.max(gains, axis=-1).reshape(num_frames, -1), beams)[1]
+    best = greatest(jnp.max(gains, axis=-1).reshape(num_frames, -1), beams)
     origins, places = lax.div(best, len(units)), lax.rem(best, len(units))
     # The same again of these groups, as gains are never kept.
     rows = best + (num_beams * len(units) * jnp.arange(num_frames))[:, None]
     chosen = products.reshape(-1, group)[rows] * (2 * pick(scales[..., None], origins) * units[places])
     chosen -= energies[places] + pick(errors[..., None], origins)
-    index = lax.top_k(chosen.reshape(num_frames, -1), beams)[1]
+    index = greatest(chosen.reshape(num_frames, -1), beams)
     of, within = lax.div(index, group), lax.rem(index, group)
     origins, places = (pick(x[..., None], of)[..., 0] for x in (origins, places))
     return origins, places * group + within
@@ -420,6 +431,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
     dim: int
     init_scale: float = 0.01
     beams: int = 1  # of the search for codes; in training the nearest centroid is taken
+    matmul_precision: str = "default"  # "bfloat16": a search of one beam has rounded products too
 
     collection = "codebooks"
     penalties = ("commitment",)
@@ -447,7 +459,11 @@ class ResidualVectorQuantizer(interface.Quantizer):
     def _search(self, latents, state, num_codebooks, frame_mask):
         """Codes in the first so many codebooks: the best of so many, which need not be the first of more."""
         table = getattr(state, "table", None)
-        return search(latents, state.centroids, self.beams, frame_mask, table, num_codebooks)
+        return search(latents, state.centroids, self.beams, frame_mask, table, num_codebooks, self._rounded)
+
+    @property
+    def _rounded(self):
+        return self.beams > 1 or self.matmul_precision == "bfloat16"
 
     def decode(self, codes):
         return dequantize(codes, self.codebooks.value.centroids)
@@ -522,7 +538,7 @@ class ResidualVectorQuantizer(interface.Quantizer):
         return {"centroids": state.centroids}
 
     def ready(self, constants):
-        if self.beams == 1:
+        if not self._rounded:
             return constants
         table = {name: array for name, array in vars(tabulate(constants["centroids"])).items() if array is not None}
         return constants | {"table": table}
