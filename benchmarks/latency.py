@@ -13,9 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-CORES = sorted(os.sched_getaffinity(0))
-os.sched_setaffinity(0, CORES[:1])  # before JAX starts its threads
-
 import jax
 import numpy as np
 
@@ -34,7 +31,9 @@ def main():
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--idle", action="store_true", help="no other program")
     args = parser.parse_args()
-    busy = [] if args.idle else [subprocess.Popen([sys.executable, "-c", BUSY, str(core)]) for core in CORES[1:]]
+    own, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, [own])  # before JAX starts its threads
+    busy = [] if args.idle else [subprocess.Popen([sys.executable, "-c", BUSY, str(core)]) for core in others]
     try:
         for name, times in measure(args.frames).items():
             print(f"{name}, ms a frame: " + "; ".join(line(part, values) for part, values in times.items()), flush=True)

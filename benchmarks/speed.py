@@ -33,12 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jaxcodec
 from jaxcodec import audio as audio_files, codec as codec_module, training as training_module
 from jaxcodec.inference import functions
+from jaxcodec.inference.files import BLOCK_SECONDS
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample"
 SHAPES = {"1 x 1 s": (1, 1), "1 x 10 s": (1, 10), "16 x 10 s": (16, 10), "1 x 600 s": (1, 600)}  # clips, seconds
 STREAMS = (1, 8, 64)
 FEWER_BEAMS = 2  # of a second codec for tokens
+SHORT_BLOCK = 1.28  # seconds, of files that are to be decoded fast
 CEILING = 1024  # rows and columns of the matrices
 PAGE, MARK = ROOT / "docs/performance.md", "<!-- speed: written by benchmarks/speed.py -->\n"
 
@@ -60,8 +62,13 @@ def main():
     for name in args.model:
         cases |= codec_cases(name, jaxcodec.load(name), shapes, streams)
     if "tokens" in args.model:
-        fewer = jaxcodec.load("tokens").with_beams(FEWER_BEAMS)
-        cases |= codec_cases(f"tokens by {FEWER_BEAMS} beams", fewer, shapes, streams)
+        tokens = jaxcodec.load("tokens")
+        cases |= codec_cases(f"tokens by {FEWER_BEAMS} beams", tokens.with_beams(FEWER_BEAMS), shapes, streams)
+        fastest = tokens.with_beams(1).with_matmul_precision("bfloat16")
+        cases |= codec_cases("tokens by one beam in bfloat16", fastest, shapes, streams)
+    if "files" in args.model:
+        rounded = jaxcodec.load("files").with_matmul_precision("bfloat16")
+        cases |= codec_cases(f"files in bfloat16, blocks of {SHORT_BLOCK} s", rounded, shapes, False, SHORT_BLOCK)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
     cases |= start_cases(args.model) | opus_cases()
     if any(title.startswith("peer") for title in args.only):
@@ -76,18 +83,18 @@ def main():
         PAGE.write_text(head + MARK + table(result) + "<!-- end" + rest.partition("<!-- end")[2])
 
 
-def codec_cases(name, codec, shapes, streams):
-    """{title: (function, seconds of audio)} of a codec."""
+def codec_cases(name, codec, shapes, streams, block_seconds=BLOCK_SECONDS):
+    """{title: (function, seconds of audio)} of a codec, and of files of such blocks."""
     cases = {}
     for batch, seconds in shapes:
         clips = list(speech(batch * seconds).reshape(batch, -1))
         codes, shape = jaxcodec.encode(codec, clips), f"{name}, {batch} x {seconds} s"
-        data = [jaxcodec.pack(codec, c, len(clip)) for c, clip in zip(codes, clips, strict=True)]
         lengths = [len(clip) for clip in clips]
+        data = jaxcodec.pack(codec, codes, lengths, block_seconds=block_seconds)
         for title, function in {
             "encode": lambda clips=clips: jaxcodec.encode(codec, clips),
             "decode": lambda codes=codes, lengths=lengths: jaxcodec.decode(codec, codes, lengths),
-            "compress": lambda clips=clips: jaxcodec.compress(codec, clips),
+            "compress": lambda clips=clips: jaxcodec.compress(codec, clips, block_seconds=block_seconds),
             "decompress": lambda data=data: jaxcodec.decompress(codec, data),
         }.items():
             cases[f"{title}, {shape}"] = function, batch * seconds

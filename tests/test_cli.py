@@ -242,7 +242,7 @@ def test_an_interrupted_folder_goes_on_and_quiet_is_quiet(run, recordings):
 def test_a_part_of_a_recording_has_the_codes_of_that_part(run, codec, speech, monkeypatch, long):
     if long:
         monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", 0)
-        monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.1)
+        monkeypatch.setattr("jaxcodec.inference.files._READ_SECONDS", 0.1)
     assert run("encode", "speech.wav", "-o", "part.jxc", "--start", "0.25", "--end", "0.9")[0] == 0
     part = speech[4000:14400]
     assert pathlib.Path("part.jxc").read_bytes() == jaxcodec.pack(codec, inference.encode(codec, part), len(part))
@@ -254,7 +254,7 @@ def test_a_part_of_a_recording_has_the_codes_of_that_part(run, codec, speech, mo
 
 def test_a_long_recording_tells_how_far_it_is(codec, speech, monkeypatch):
     monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", 0)
-    monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.5)
+    monkeypatch.setattr("jaxcodec.inference.files._READ_SECONDS", 0.5)
     told = []
     made = inference.files.compress_files(codec, [("key", "speech.wav")], progress=lambda *told_: told.append(told_))
     assert [one.key for one in made] == ["key"]
@@ -285,9 +285,8 @@ def test_this_packages_warnings_are_told_and_the_libraries_are_not(run, recordin
 
 
 def test_info_looks_at_the_checksums_and_verify_at_every_block(run, speech, monkeypatch):
-    monkeypatch.setattr("jaxcodec.inference.files._FILE_BLOCK_SECONDS", 0.5)
     os.mkdir("codes")
-    run("encode", "speech.wav", "-o", "codes/whole.jxc", "--no_entropy")
+    run("encode", "speech.wav", "-o", "codes/whole.jxc", "--no_entropy", "--block_seconds", "0.5")
     data = pathlib.Path("codes/whole.jxc").read_bytes()
     code, out, told = run("info", "codes/whole.jxc")
     assert code == 0 and not told and re.search(r"^damage +none$", out, re.MULTILINE)
@@ -338,7 +337,7 @@ def test_long_recordings_in_blocks_have_the_same_bytes_and_the_same_sound(run, s
     run("encode", "speech.wav", "-o", "whole.jxc")
     run("decode", "whole.jxc", "-o", "whole.wav")
     monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", 0)
-    monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr("jaxcodec.inference.files._READ_SECONDS", 0.1)
     monkeypatch.setattr("jaxcodec.inference.files._WHOLE_SECONDS", 0.1)
     run("encode", "speech.wav", "-o", "blocks.jxc")
     run("decode", "blocks.jxc", "-o", "blocks.wav")
@@ -356,9 +355,8 @@ def damage(path, block):
     return block * frames, (block + 1) * frames
 
 
-def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(run, codec, speech, monkeypatch):
-    monkeypatch.setattr("jaxcodec.inference.files._FILE_BLOCK_SECONDS", 0.5)
-    run("encode", "speech.wav", "-o", "speech.jxc", "--no_entropy")
+def test_a_damaged_file_is_refused_with_the_place_or_decoded_with_silence_in_it(run, codec, speech):
+    run("encode", "speech.wav", "-o", "speech.jxc", "--no_entropy", "--block_seconds", "0.5")
     run("decode", "speech.jxc", "-o", "good.wav")
     start, stop = damage("speech.jxc", 1)
     code, _, told = run("decode", "speech.jxc", "-o", "decoded.wav")

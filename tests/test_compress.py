@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import bitstream
+from jaxcodec import audio, bitstream
 from jaxcodec.bitstream import entropy
 from jaxcodec.inference import files
 from tests import support
@@ -54,9 +54,8 @@ def test_another_models_file_is_refused(codec, codes):
     assert isinstance(error.value, bitstream.BitstreamError)
 
 
-def test_damage_is_raised_or_reported(codec, codes, monkeypatch):
-    monkeypatch.setattr(files, "_FILE_BLOCK_SECONDS", 0.5)
-    data = bytearray(jaxcodec.pack(codec, codes, 10001))
+def test_damage_is_raised_or_reported(codec, codes):
+    data = bytearray(jaxcodec.pack(codec, codes, 10001, block_seconds=0.5))
     data[-3] ^= 1  # in the last block
     with pytest.raises(bitstream.DamagedBlock):
         jaxcodec.unpack(codec, bytes(data))
@@ -65,6 +64,25 @@ def test_damage_is_raised_or_reported(codec, codes, monkeypatch):
     assert 0 < start < stop == codes.shape[1]
     np.testing.assert_array_equal(unpacked.codes[:, :start], codes[:, :start])
     assert not unpacked.codes[:, start:].any()
+
+
+def test_blocks_are_as_long_as_is_said(codec, codes, tmp_path):
+    clip = support.speech_like(1, 10001)[0]
+    audio.save(tmp_path / "clip.wav", clip)
+    (of_file,) = files.compress_files(codec, [("key", tmp_path / "clip.wav")], layout=files.Layout(block_seconds=0.2))
+    for made in (
+        of_file.data,
+        jaxcodec.pack(codec, codes, 10001, block_seconds=0.2),
+        jaxcodec.pack(codec, [codes], [10001], block_seconds=0.2)[0],
+        jaxcodec.compress(codec, clip, block_seconds=0.2),
+    ):
+        header = jaxcodec.bitstream.read_header(made)
+        assert header.block_frames == round(0.2 * codec.frame_rate) and header.num_blocks > 3
+    np.testing.assert_array_equal(jaxcodec.unpack(codec, made).codes, jaxcodec.encode(codec, clip))
+    assert len(made) > len(jaxcodec.compress(codec, clip))
+    for wrong in (0, -1, float("nan"), 1e9):
+        with pytest.raises(ValueError, match=r"block_seconds is .*, expected a number above 0, at most 65"):
+            jaxcodec.pack(codec, codes, 10001, block_seconds=wrong)
 
 
 @pytest.mark.parametrize(

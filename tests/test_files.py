@@ -139,7 +139,7 @@ def test_two_rates_at_once_and_what_is_no_rate_are_refused_in_one_line(codec, cl
 @pytest.fixture
 def shorter(monkeypatch):
     """What is longer than 0.2 s is a long recording, which is not held."""
-    monkeypatch.setattr(files, "_BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_READ_SECONDS", 0.1)
     monkeypatch.setattr(files, "_BATCH_BLOCKS", 2)
 
 

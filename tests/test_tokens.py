@@ -54,7 +54,7 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("blocks", [6, 1, 0])
 def test_files_have_the_codes_they_have_alone_whether_batched_or_in_blocks(codec, corpus, monkeypatch, blocks):
     monkeypatch.setattr("jaxcodec.inference.files._BATCH_BLOCKS", blocks)
-    monkeypatch.setattr("jaxcodec.inference.files._BLOCK_SECONDS", 0.3)
+    monkeypatch.setattr("jaxcodec.inference.files._READ_SECONDS", 0.3)
     paths = [corpus / name for name in NAMES]
     encoded = list(files.encode_files(codec, enumerate(paths), 3))
     assert [item.key for item in encoded] == list(range(len(NAMES)))

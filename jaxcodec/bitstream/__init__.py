@@ -4,6 +4,7 @@ from jaxcodec.bitstream import prior as prior
 from jaxcodec.bitstream.container import (
     BLOCK_FRAMES as BLOCK_FRAMES,
     MAGIC as MAGIC,
+    MAX_BLOCK_FRAMES as MAX_BLOCK_FRAMES,
     MAX_CODES_PER_BYTE as MAX_CODES_PER_BYTE,
     VERSIONS as VERSIONS,
     BitstreamError as BitstreamError,

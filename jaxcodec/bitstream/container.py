@@ -22,7 +22,7 @@ from jaxcodec.bitstream import entropy
 MAGIC = b"\x89JXC"
 FIXED_WIDTH = 0  # the coding of a file without a probability model; with one it is the number of the model's kind
 DIGEST_BYTES = 4
-BLOCK_FRAMES = 500
+BLOCK_FRAMES, MAX_BLOCK_FRAMES = 500, 2**16 - 1
 MAX_LANES = 64  # blocks decoded side by side
 MAX_VARINT = 9  # bytes
 CODEBOOKS = "rvq"  # the kind that version 1 knows
@@ -37,7 +37,7 @@ _LIMITS = {
     "extra_frames": (0, MAX_EXTRA_FRAMES),
     "num_codebooks": (1, 256),
     "codebook_size": (2, entropy.MAX_CODEBOOK_SIZE),
-    "block_frames": (1, 2**16 - 1),
+    "block_frames": (1, MAX_BLOCK_FRAMES),
 }
 
 

@@ -15,7 +15,7 @@ are decoded side by side: each product then serves all of them.
 import decimal
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,18 +103,19 @@ class PriorModel:
             tables = self.tables(codes)
         frames = _Frames.of(codes)
         coder = _Encoder()
-        groups = _band_groups()
-        passes = layout.passes(self.num_bins)
-        changes = _changes(frames.levels)
-        magnitudes = np.abs(frames.coefficients)
+        changes, magnitudes = _changes(frames.levels), np.abs(frames.coefficients)
+        groups = [_Symbols.of_changes(changes[:, bands], tables.envelope[:, bands]) for bands in _band_groups()]
+        passes = zip(layout.passes(self.num_bins), tables.rows, tables.tails, strict=True)
+        groups += [_Symbols.of_magnitudes(magnitudes[:, group], rows, tails) for group, rows, tails in passes]
         head = np.stack([frames.quality, frames.shaping], axis=1)
+        negative, nonzero = (frames.coefficients < 0).astype(np.int32), frames.coefficients != 0
         for t in range(codes.shape[1]):
             coder.head(head[t], head[t - 1] if t else None)
-            for bands in groups:
-                coder.changes(changes[t, bands], tables.envelope[t, bands])
-            for group, rows, tails in zip(passes, tables.rows, tables.tails, strict=True):
-                coder.magnitudes(magnitudes[t, group], rows[t], tails[t])
-            coder.signs(frames.coefficients[t])
+            for group in groups:
+                coder.symbols(group.symbols[t], group.rows[t])
+                if group.escaped[t]:
+                    group.escape(coder, t)
+            coder.signs(negative[t, nonzero[t]])
         return coder.finish()
 
     def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
@@ -146,25 +147,29 @@ class PriorModel:
         return [results[i] for i in np.argsort(order)]
 
     def _decode_frame(self, decoders, state):
-        lanes = range(len(decoders))
-        head = np.stack([decoders[i].head(state.head[i] if state.started else None) for i in lanes])
+        head = np.stack([one.head(before if state.started else None) for one, before in zip(decoders, state.head)])  # noqa: B905
         hidden = self._envelope_hidden(self._heard(state.magnitudes[0]), state.levels, state.envelope)
         changes = np.zeros((len(decoders), layout.NUM_BANDS))
         for number, bands in enumerate(_band_groups()):
-            rows = self._envelope_rows(hidden, changes, number)
-            for i in lanes:
-                changes[i, bands] = decoders[i].changes(rows[i])
+            found = _symbols(decoders, self._envelope_rows(hidden, changes, number)) - layout.MAX_CHANGE
+            for lane, band in np.argwhere(np.abs(found) == layout.MAX_CHANGE):
+                found[lane, band] += np.sign(found[lane, band]) * decoders[lane].number()
+            changes[:, bands] = found
         levels = np.clip(state.levels + changes, -layout.MAX_CODE - 1, layout.MAX_CODE)
         steps = _steps(head[:, 0], head[:, 1], levels, self.num_bins)
         context = self._context(state.magnitudes, state.steps, steps, levels, state.levels, state.trunk)
         magnitudes = np.zeros((len(decoders), self.num_bins))
         for number, group in enumerate(layout.passes(self.num_bins)):
             rows, tails = self._rows(self._logits(number, context, magnitudes))
-            for i in lanes:
-                magnitudes[i, group] = decoders[i].magnitudes(rows[i], tails[i])
-        signs = np.stack([decoders[i].signs(magnitudes[i]) for i in lanes])
+            found = _symbols(decoders, rows)
+            for lane in np.flatnonzero((found == ESCAPE).any(axis=1)):
+                found[lane] = decoders[lane].beyond(found[lane], tails[lane])
+            magnitudes[:, group] = found
+        coefficients, nonzero = magnitudes.copy(), magnitudes != 0
+        signs = [decoder.signs(count) for decoder, count in zip(decoders, nonzero.sum(axis=1).tolist(), strict=True)]
+        coefficients[nonzero] *= 1 - 2 * np.concatenate(signs)
         state.advance(head, levels, steps.steps, magnitudes)
-        return np.concatenate([head, levels, signs], axis=1)
+        return np.concatenate([head, levels, np.minimum(coefficients, layout.MAX_CODE)], axis=1)
 
     def tables(self, codes: np.ndarray) -> "Tables":
         """The frequencies with which each code of a block (Q, T) is coded, given those before it."""
@@ -362,6 +367,31 @@ class _State:
 # The coder, a frame at a time. What `_Encoder` says `_Decoder` understands, method by method.
 
 
+class _Symbols(NamedTuple):
+    """What a group of codes is written as, for all frames of a block at once."""
+
+    symbols: np.ndarray  # (T, n) int32
+    rows: np.ndarray  # (T, n, K) frequencies less one
+    escaped: np.ndarray  # (T,) whether more is to be written than symbols
+    escape: Callable  # (encoder, t) writes it
+
+    @classmethod
+    def of_changes(cls, changes, rows):
+        symbols = np.clip(changes, -layout.MAX_CHANGE, layout.MAX_CHANGE) + layout.MAX_CHANGE
+        escaped = (np.abs(changes) >= layout.MAX_CHANGE).any(axis=1)
+        return cls._of(symbols, rows, escaped, lambda coder, t: coder.beyond_changes(changes[t]))
+
+    @classmethod
+    def of_magnitudes(cls, magnitudes, rows, tails):
+        escaped = (magnitudes >= ESCAPE).any(axis=1)
+        escape = lambda coder, t: coder.beyond_magnitudes(magnitudes[t], tails[t])  # noqa: E731
+        return cls._of(np.minimum(magnitudes, ESCAPE), rows, escaped, escape)
+
+    @classmethod
+    def _of(cls, symbols, rows, *escapes):
+        return cls(np.ascontiguousarray(symbols, np.int32), np.ascontiguousarray(rows), *escapes)
+
+
 class _Encoder:
     def __init__(self):
         self.stream = entropy.constriction()
@@ -369,7 +399,8 @@ class _Encoder:
         self.family = self.stream.model.Categorical(perfect=False)
 
     def symbols(self, symbols, rows):
-        self.coder.encode(np.ascontiguousarray(symbols, np.int32), self.family, rows)
+        """Symbols (n,) int32, each by its row of frequencies less one (n, K)."""
+        self.coder.encode(symbols, self.family, rows)
 
     def plain(self, value, size):
         self.coder.encode(int(value), self.stream.model.Uniform(size))
@@ -384,33 +415,33 @@ class _Encoder:
     def head(self, head, before):
         if before is not None:
             stays = bool((head == before).all())
-            self.symbols([0 if stays else 1], _stay_row())
+            self.symbols(np.array([0 if stays else 1], np.int32), _stay_row())
             if stays:
                 return
         for value in head:
             self.number(2 * value if value >= 0 else -2 * value - 1)
 
-    def changes(self, changes, rows):
-        limit = layout.MAX_CHANGE
-        self.symbols(np.clip(changes, -limit, limit) + limit, rows)
-        for change in changes[np.abs(changes) >= limit]:
-            self.number(abs(change) - limit)
+    def beyond_changes(self, changes):
+        """How far changes (n,) go beyond the alphabet, of those at its ends."""
+        for change in changes[np.abs(changes) >= layout.MAX_CHANGE]:
+            self.number(abs(change) - layout.MAX_CHANGE)
 
-    def magnitudes(self, magnitudes, rows, tails):
-        self.symbols(np.minimum(magnitudes, ESCAPE), rows)
+    def beyond_magnitudes(self, magnitudes, tails):
+        """The same of magnitudes (n,)."""
+        beyond = magnitudes >= ESCAPE
         for _ in range(MAX_ESCAPES):
-            beyond = magnitudes >= ESCAPE
             if not beyond.any():
                 return
             magnitudes, tails = magnitudes[beyond] - ESCAPE, tails[beyond]
-            self.symbols(np.minimum(magnitudes, ESCAPE), _geometric()[tails])
-        for magnitude in magnitudes[magnitudes >= ESCAPE]:
+            self.symbols(np.minimum(magnitudes, ESCAPE).astype(np.int32), _geometric()[tails])
+            beyond = magnitudes >= ESCAPE
+        for magnitude in magnitudes[beyond]:
             self.number(magnitude - ESCAPE)
 
-    def signs(self, coefficients):
-        signs = coefficients[coefficients != 0] < 0
+    def signs(self, signs):
+        """Ones (n,) for coefficients below zero, of those that are not zero."""
         if len(signs):
-            self.coder.encode(signs.astype(np.int32), self.stream.model.Uniform(2))
+            self.coder.encode(signs, self.stream.model.Uniform(2))
 
     def finish(self):
         return entropy.compressed(self.coder)
@@ -449,15 +480,8 @@ class _Decoder:
         numbers = (self.number() for _ in range(2))
         return np.array([-(number + 1) // 2 if number % 2 else number // 2 for number in numbers], np.float64)
 
-    def changes(self, rows):
-        limit = layout.MAX_CHANGE
-        changes = self.symbols(rows).astype(np.float64) - limit
-        for index in np.flatnonzero(np.abs(changes) == limit):
-            changes[index] += np.sign(changes[index]) * self.number()
-        return changes
-
-    def magnitudes(self, rows, tails):
-        magnitudes = self.symbols(rows).astype(np.float64)
+    def beyond(self, magnitudes, tails):
+        """Magnitudes (n,) that have their symbols, with what is told of those beyond the alphabet."""
         beyond = np.flatnonzero(magnitudes == ESCAPE)
         for _ in range(MAX_ESCAPES):
             if not len(beyond):
@@ -469,19 +493,25 @@ class _Decoder:
             magnitudes[index] += self.number()
         return np.minimum(magnitudes, layout.MAX_CODE + 1)
 
-    def signs(self, magnitudes):
-        nonzero = np.flatnonzero(magnitudes)
-        if len(nonzero):
-            signs = self._decode(np.zeros(len(nonzero), np.int32), self.stream.model.Uniform(2), len(nonzero))
-            magnitudes = magnitudes.copy()
-            magnitudes[nonzero] *= 1 - 2 * signs
-        return np.minimum(magnitudes, layout.MAX_CODE)
+    def signs(self, count):
+        """Ones (count,) for coefficients below zero."""
+        if not count:
+            return np.zeros(0, np.int32)
+        return self._decode(np.zeros(count, np.int32), self.stream.model.Uniform(2), count)
 
     def finish(self):
         """What is wrong with the bytes, now that they are decoded."""
         if self.problem is None and not self.coder.maybe_exhausted():
             self.problem = entropy.DamagedCodes(entropy.LEFT_OVER)
         return self.problem
+
+
+def _symbols(decoders, rows):
+    """Symbols (L, n) float64 of as many lanes as rows (L, n, K) are for."""
+    found = np.empty(rows.shape[:2])
+    for lane, decoder in enumerate(decoders):
+        found[lane] = decoder.symbols(rows[lane])
+    return found
 
 
 def _one_thread():

@@ -20,10 +20,10 @@ from jaxcodec import audio as audio_files, bitstream
 from jaxcodec.inference import clips, functions
 from jaxcodec.inference.trained import TrainedCodec, method
 
-_BLOCK_SECONDS = 10
+_READ_SECONDS = 10
 _BATCH_BLOCKS = 6  # of short recordings are encoded at once; a longer recording is never held whole
 _WHOLE_SECONDS = 20  # decoded at once, in a window of its size; longer files in blocks
-_FILE_BLOCK_SECONDS = 5  # of a .jxc file: what a damaged byte costs
+BLOCK_SECONDS = 5.0  # of a .jxc file: what a damaged byte costs
 _CLOSE = 0.01  # below the limit, where a search for a rate ends
 _PIECE_BLOCKS = 48  # of a .jxc file are unpacked at once: side by side each takes less time
 # A file of some 60 kB can hold this: what is decoded unasked is a working day and not more than 1.4 GB of wav.
@@ -38,6 +38,16 @@ class TooLong(bitstream.BitstreamError):
     """The file holds more audio than was allowed."""
 
 
+class Layout(NamedTuple):
+    """How codes are written."""
+
+    entropy: bool = True  # coded, where that makes the file smaller
+    block_seconds: float = BLOCK_SECONDS  # of a block, which is coded without the others
+
+
+_USUAL = Layout()
+
+
 class Unpacked(NamedTuple):
     """What a file holds for its codec."""
 
@@ -48,7 +58,15 @@ class Unpacked(NamedTuple):
 
 @method
 def compress(
-    codec: TrainedCodec, audio, rate=None, *, kbps: float | None = None, entropy: bool = True, lengths=None, **named
+    codec: TrainedCodec,
+    audio,
+    rate=None,
+    *,
+    kbps: float | None = None,
+    entropy: bool = True,
+    block_seconds: float = BLOCK_SECONDS,
+    lengths=None,
+    **named,
 ):
     """The content of a .jxc file for one clip, or a list of them for several.
 
@@ -58,6 +76,8 @@ def compress(
       rate: of the codec, or by name, as for `encode`: quality and shape, or num_codebooks.
       kbps: in place of a quality, what the whole file may have: the finest quality that does not exceed it.
       entropy: whether codes are entropy coded where that makes the file smaller.
+      block_seconds: of a block, which is coded without the others: shorter ones are decoded faster, lose less where a byte
+        is damaged, and take more bytes.
       lengths: (B,) samples of each clip of a padded batch.
 
     Raises:
@@ -69,19 +89,20 @@ def compress(
     given = clips.audio_clips(codec, audio, lengths, None)
     if given.traced:
         raise ValueError("compress makes bytes, which no jit, vmap or grad can: give it arrays.")
+    layout = Layout(entropy, block_seconds)
     if kbps is not None:
-        made = [search(codec, clip, kbps, rate, entropy=entropy)[1] for clip in given.values]
+        made = [search(codec, clip, kbps, rate, **layout._asdict())[1] for clip in given.values]
     else:
         codes = functions.encode(codec, given.values, rate)
-        made = [_pack(codec, np.asarray(c), len(x), entropy) for c, x in zip(codes, given.values, strict=True)]
+        made = [_pack(codec, np.asarray(c), len(x), layout) for c, x in zip(codes, given.values, strict=True)]
     return made[0] if given.kind == "clip" else made
 
 
-def search(codec: TrainedCodec, audio, kbps: float, rate=None, *, entropy: bool = True) -> tuple[Any, bytes]:
-    """The rate that `compress` finds for `kbps`, and what it gives."""
+def search(codec: TrainedCodec, audio, kbps: float, rate=None, **layout) -> tuple[Any, bytes]:
+    """The rate that `compress` finds for `kbps`, and what it gives; `layout` as there."""
 
     def attempt(rate):
-        return compress(codec, audio, rate, entropy=entropy)
+        return compress(codec, audio, rate, **layout)
 
     return at_kbps(codec, attempt, kbps, len(audio) / codec.sample_rate, rate)
 
@@ -148,7 +169,7 @@ def _next_index(sizes, index, limit):
 
 
 @method
-def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True):
+def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True, block_seconds: float = BLOCK_SECONDS):
     """The content of a .jxc file (docs/format.md) for one clip, or a list of them for several.
 
     Args:
@@ -156,39 +177,44 @@ def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True):
       codes: (Q', T), the first Q' <= Q codebooks of a clip; or a padded batch (B, Q', T) or a list of (Q', T).
       num_samples: its exact length, or that of each; T must be codec.num_frames(num_samples), of a padded batch at least.
       entropy: whether the codec's probability model is used, where it has one and it makes the file smaller.
+      block_seconds: of a block, as for `compress`.
 
     Raises:
       ValueError: codes of another shape, or that cannot be.
     """
     if not isinstance(codes, list | tuple) and np.ndim(codes) != 3:
-        return _pack(codec, clips.to_numpy(codes), num_samples, entropy)
+        return _pack(codec, clips.to_numpy(codes), num_samples, Layout(entropy, block_seconds))
     given = [clips.to_numpy(clip) for clip in codes]
     lengths = [int(length) for length in np.atleast_1d(num_samples)]
     if len(lengths) != len(given):
         raise ValueError(f"num_samples must be {len(given)} integers, one a clip, got {len(lengths)}.")
     if not isinstance(codes, list | tuple):
         given = [clip[:, : codec.num_frames(length)] for clip, length in zip(given, lengths, strict=True)]
-    return [_pack(codec, clip, length, entropy) for clip, length in zip(given, lengths, strict=True)]
+    layout = Layout(entropy, block_seconds)
+    return [_pack(codec, clip, length, layout) for clip, length in zip(given, lengths, strict=True)]
 
 
-def _pack(codec, codes, num_samples, entropy=True):
+def _pack(codec, codes, num_samples, layout):
     """The content of a file for one clip."""
     if codes.ndim != 2 or codes.shape[1] != codec.num_frames(num_samples):
         raise ValueError(
             f"codes have shape {codes.shape}, a clip of {num_samples} samples has (Q, {codec.num_frames(num_samples)})."
         )
-    packer = _packer(codec, len(codes), entropy)
+    packer = _packer(codec, len(codes), layout)
     packer.add(codes)
     return packer.finish(num_samples)
 
 
-def _packer(codec, num_rows, entropy):
+def _packer(codec, num_rows, layout):
+    most = bitstream.MAX_BLOCK_FRAMES / codec.frame_rate
+    if not 0 < layout.block_seconds <= most:
+        raise ValueError(f"block_seconds is {layout.block_seconds}, expected a number above 0, at most {most:g}.")
     return bitstream.Packer(
         **_fields(codec),
         num_codebooks=num_rows,
         fingerprint=codec.fingerprint,
-        entropy_model=codec.entropy if entropy else None,
-        block_frames=max(1, round(_FILE_BLOCK_SECONDS * codec.frame_rate)),
+        entropy_model=codec.entropy if layout.entropy else None,
+        block_frames=max(1, round(layout.block_seconds * codec.frame_rate)),
     )
 
 
@@ -277,7 +303,7 @@ def _num_blocks(codec, data, max_seconds):
         header = _header(codec, data, max_seconds) if codec else None
     except ValueError:  # which who wants it is told when its turn comes
         return 0
-    short = header and header.seconds <= _PIECE_BLOCKS * _FILE_BLOCK_SECONDS
+    short = header and header.seconds <= _PIECE_BLOCKS * BLOCK_SECONDS
     return header.num_blocks if short and header.num_blocks <= _PIECE_BLOCKS else 0
 
 
@@ -365,7 +391,7 @@ def compress_files(
     rate=None,
     *,
     kbps: float | None = None,
-    entropy: bool = True,
+    layout: Layout = _USUAL,
     span: tuple[float, float | None] = (0.0, None),
     progress: Callable[[Any, float], None] = lambda key, seconds: None,
 ) -> Iterator[Compressed]:
@@ -378,14 +404,14 @@ def compress_files(
     files = ((key, _Source(key, source, span, progress)) for key, source in files)
 
     def compress_long(blocks, rate=rate):
-        packer = _packer(codec, codec.module.quantizer.num_rows(rate), entropy)
+        packer = _packer(codec, codec.module.quantizer.num_rows(rate), layout)
         lengths: list[int] = []
         for piece in functions.encode_blocks(codec, _measured(blocks, lengths), rate):
             packer.add(piece)
         return packer.finish(sum(lengths)), sum(lengths)
 
     def compress_short(codes, num_samples):
-        return pack(codec, codes, num_samples, entropy=entropy)
+        return _pack(codec, codes, num_samples, layout)
 
     if kbps is None:
         for key, data, num_samples, error in _each(codec, files, rate, compress_short, compress_long):
@@ -393,7 +419,7 @@ def compress_files(
         return
     for key, source in files:
         try:
-            data, num_samples = _compress_to(codec, source, rate, kbps, entropy, compress_long)
+            data, num_samples = _compress_to(codec, source, rate, kbps, layout, compress_long)
         except ValueError as error:
             yield Compressed(key, b"", 0, error)
         else:
@@ -410,7 +436,7 @@ class _Source(NamedTuple):
 
     def blocks(self, sample_rate) -> Iterator[np.ndarray]:
         """Its blocks (S,)."""
-        blocks = audio_files.read_blocks(self.source, sample_rate, _BLOCK_SECONDS)
+        blocks = audio_files.read_blocks(self.source, sample_rate, _READ_SECONDS)
         if self.span != (0.0, None):
             name = str(getattr(self.source, "name", self.source)).strip("<>")
             blocks = audio_files.cut(blocks, name, sample_rate, *self.span)
@@ -421,13 +447,13 @@ class _Source(NamedTuple):
             self.progress(self.key, position / sample_rate)
 
 
-def _compress_to(codec, source, rate, kbps, entropy, compress_long):
+def _compress_to(codec, source, rate, kbps, layout, compress_long):
     """The content of a .jxc file of at most `kbps` for a recording, and its number of samples."""
     with _repeatable(source, codec.sample_rate) as blocks:
         head = list(itertools.islice(blocks(), _BATCH_BLOCKS + 1))
         if len(head) <= _BATCH_BLOCKS:
             clip = np.concatenate(head)
-            return compress(codec, clip, rate, kbps=kbps, entropy=entropy), len(clip)
+            return compress(codec, clip, rate, kbps=kbps, **layout._asdict()), len(clip)
         num_samples = sum(map(len, blocks()))
         seconds = num_samples / codec.sample_rate
         return at_kbps(codec, lambda rate: compress_long(blocks(), rate)[0], kbps, seconds, rate)[1], num_samples
@@ -481,7 +507,7 @@ def _each(codec, files, rate, of_codes, of_blocks):
             yield key, None, 0, error
             continue
         short.append((key, np.concatenate(head)))
-        if sum(len(clip) for _, clip in short) > _BATCH_BLOCKS * _BLOCK_SECONDS * codec.sample_rate:
+        if sum(len(clip) for _, clip in short) > _BATCH_BLOCKS * _READ_SECONDS * codec.sample_rate:
             yield from encode_clips()
     yield from encode_clips()
 

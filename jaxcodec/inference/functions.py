@@ -152,7 +152,8 @@ class _Size(flax.struct.PyTreeNode):
 
 def at_rate(codec, rate):
     """The context of windows that are encoded at a rate."""
-    codec = codec if clips.is_traced(codec) else codec.ready
+    if "ready" in vars(codec) or not clips.is_traced(codec):  # looking through all its arrays takes as long as a layer
+        codec = codec.ready
     return codec, _Size(rate) if codec.module.quantizer.rate_is_a_size else rate
 
 

@@ -66,7 +66,7 @@ def encode_step(codec: TrainedCodec, state: StreamState, chunk, rate=None, **nam
     if not clips.is_traced(chunk):
         clips.check_finite(chunk)
     rate = codec.check_rate(rate, named)
-    state, codes = _encode_step(functions.at_rate(codec, rate), state, jnp.asarray(chunk))
+    state, codes = _encode_step(functions.at_rate(codec, rate), state, chunk)
     rows = codec.module.quantizer.num_rows(rate)
     return state, codes if rows == codes.shape[-2] else codes[..., :rows, :]
 
@@ -88,7 +88,7 @@ def decode_step(codec: TrainedCodec, state: StreamState, codes):
     """
     _check_shape("codes", codes, state.encoded.shape, 2, 1)
     clips.check_codes(codec, codes)
-    return _decode_step(codec, state, jnp.asarray(codes))
+    return _decode_step(codec, state, codes)
 
 
 def decode_end(codec: TrainedCodec, state: StreamState):

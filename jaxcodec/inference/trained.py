@@ -64,12 +64,12 @@ class TrainedCodec(flax.struct.PyTreeNode):
         """Frames a second."""
         return self.module.frame_rate
 
-    @property
+    @functools.cached_property
     def knob(self) -> quantizers.Knob:
         """What sets its rate."""
         return quantizers.kind_of(self.config.model).knob
 
-    @property
+    @functools.cached_property
     def num_codebooks(self) -> int:
         """Codes a frame at the best rate, Q."""
         return self.module.quantizer.num_rows(self.module.quantizer.check_rate(None))
