@@ -54,6 +54,9 @@ class Sparse:
     def fits(self, num_codebooks, least_code, codebook_size):
         return least_code < 0 and codebook_size <= 2**16
 
+    def encode_blocks(self, blocks):
+        return [self.encode(codes) for codes in blocks]
+
     def encode(self, codes):
         flat = codes.reshape(-1)
         places = np.flatnonzero(flat)

@@ -29,8 +29,8 @@ def decode(coder, data, codes):
     return coder.decode(data, *codes.shape)
 
 
-def test_codes_come_back_whatever_they_are():
-    coder, rng = model(), np.random.default_rng(1)
+def wild_codes(rng):
+    """Codes (Q, 40) of which some are as far out as can be."""
     wild = speech_codes(40)
     wild[:, 7] = layout.MAX_CODE
     wild[:, 8] = -layout.MAX_CODE - 1
@@ -38,6 +38,12 @@ def test_codes_come_back_whatever_they_are():
     wild[1, 30:] = -5
     wild[layout.EXTRA :, 12] = rng.integers(-80, 80, F)  # beyond one escape, beyond several
     wild[2 : layout.EXTRA, 15] += rng.integers(-40, 40, layout.NUM_BANDS)
+    return wild
+
+
+def test_codes_come_back_whatever_they_are():
+    coder, rng = model(), np.random.default_rng(1)
+    wild = wild_codes(rng)
     for codes in (wild, speech_codes(30), np.zeros_like(wild), wild[:, :1], wild[:, :0]):
         data = coder.encode(codes)
         np.testing.assert_array_equal(decode(coder, data, codes), codes)
@@ -47,9 +53,10 @@ def test_codes_come_back_whatever_they_are():
 
 
 def test_blocks_decoded_side_by_side_are_what_they_are_alone():
-    coder = model()
-    clips = [speech_codes(size, seed=size) for size in (3, 50, 0, 21, 50)]
-    blocks = [coder.encode(codes) for codes in clips]
+    coder, rng = model(), np.random.default_rng(2)
+    clips = [speech_codes(size, seed=size) for size in (3, 50, 0, 21, 50)] + [wild_codes(rng) for _ in range(3)]
+    blocks = coder.encode_blocks(clips)
+    assert blocks == [coder.encode(codes) for codes in clips]
     blocks.insert(2, b"\xff" * 40)  # nothing that was ever coded, among them
     sizes = [codes.shape[1] for codes in clips]
     sizes.insert(2, 50)

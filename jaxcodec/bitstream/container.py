@@ -11,6 +11,7 @@ version 2 say alike, which matters where a file has a few hundred bytes. Nothing
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -274,23 +275,28 @@ class Packer:
             raise ValueError(f"codes must lie in [{header.least_code}, {stop}), got {codes.min()} to {codes.max()}.")
         self._num_frames += codes.shape[1]
         size = header.block_frames
-        for start in range(0, codes.shape[1], size):  # never a large array for a few frames more
-            self._pending = np.concatenate([self._pending, codes[:, start : start + size]], axis=1)
-            while self._pending.shape[1] >= size:
-                self._code(self._pending[:, :size])
-                self._pending = self._pending[:, size:]
+        ends = [*range(size - self._pending.shape[1], codes.shape[1] + 1, size)]  # of whole blocks
+        if not ends:
+            self._pending = np.concatenate([self._pending, codes], axis=1)
+            return
+        blocks = [np.concatenate([self._pending, codes[:, : ends[0]]], axis=1)]
+        self._code(blocks + [codes[:, start:stop] for start, stop in itertools.pairwise(ends)])
+        self._pending = codes[:, ends[-1] :].copy()
 
-    def _code(self, codes):
-        """A block of codes (Q, n)."""
-        stored = best = (_store(codes, self._header), False)
-        if self._model is not None:
-            best = min(stored, (_encode(codes, self._header, self._model), True), key=lambda payload: len(payload[0]))
-        self._best.append(best)
-        self._saved += len(stored[0]) - len(best[0])
-        if self._saved > DIGEST_BYTES + MAX_VARINT * len(self._best):
-            self._stored = None
-        elif self._stored is not None:
-            self._stored.append(stored)
+    def _code(self, blocks):
+        """Consecutive blocks of codes (Q, n)."""
+        coded = itertools.repeat(None) if self._model is None else _encode(blocks, self._header, self._model)
+        for codes, payload in zip(blocks, coded, strict=False):
+            size = -(-codes.size * self._header.code_bits // 8)
+            if payload is not None and len(payload) < size:
+                self._best.append((payload, True))
+            else:
+                self._best.append((_store(codes, self._header), False))
+            self._saved += size - len(self._best[-1][0])
+            if self._saved > DIGEST_BYTES + MAX_VARINT * len(self._best):
+                self._stored = None
+            elif self._stored is not None:
+                self._stored.append((_store(codes, self._header), False))
 
     def finish(self, num_samples: int) -> bytes:
         """The file of a clip of `num_samples` samples."""
@@ -298,7 +304,7 @@ class Packer:
         if problem := _problem(header):
             raise ValueError(f"cannot write {problem}.")
         if self._pending.shape[1]:
-            self._code(self._pending)
+            self._code([self._pending])
         if self._model is None:
             return _assemble(header, self._best)
         digest = self._model.digest[:DIGEST_BYTES]
@@ -653,9 +659,10 @@ def _restore(payload: bytes, shape: tuple[int, int], bits: int) -> np.ndarray:
     return (digits @ (1 << np.arange(bits - 1, -1, -1, dtype=np.uint16))).reshape(shape)
 
 
-def _encode(codes: np.ndarray, header: Header, entropy_model: entropy.ProbabilityModel) -> bytes:
-    """Codes (Q, n) entropy coded and padded with zeros to the least size a reader accepts."""
-    return entropy_model.encode(codes).ljust(-(-codes.size // VERSIONS[header.version].max_codes_per_byte), b"\0")
+def _encode(blocks: list[np.ndarray], header: Header, entropy_model: entropy.ProbabilityModel) -> list[bytes]:
+    """Blocks of codes (Q, n) entropy coded and padded with zeros to the least size a reader accepts."""
+    most, coded = VERSIONS[header.version].max_codes_per_byte, entropy_model.encode_blocks(blocks)
+    return [one.ljust(-(-codes.size // most), b"\0") for codes, one in zip(blocks, coded, strict=True)]
 
 
 def _shape(header: Header) -> str:

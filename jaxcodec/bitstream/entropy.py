@@ -46,11 +46,11 @@ class ProbabilityModel(Protocol):
     def fits(self, num_codebooks: int, least_code: int, codebook_size: int) -> bool:
         """Whether it can code such codes."""
 
-    def encode(self, codes: np.ndarray) -> bytes:
-        """Codes (Q', T) to bytes. Zero bytes at the end do not count: a reader may see more of them, or fewer."""
+    def encode_blocks(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
+        """Codes (Q', T) of each block to bytes. Zero bytes at the end do not count: a reader may see more, or fewer."""
 
     def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
-        """What `encode` wrote, of blocks of T in `sizes` frames; `DamagedCodes` where no codes could have led to one."""
+        """What `encode_blocks` wrote, blocks of T in `sizes` frames; `DamagedCodes` where no codes could have led to one."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What it is made of; the static method `from_arrays` takes it back, and raises ValueError where it cannot be."""
@@ -154,6 +154,10 @@ class EntropyModel:
             for code, state in zip(row.tolist(), self.states(codes, codebook).tolist(), strict=True):
                 coder.encode(code, tables[state])
         return compressed(coder)
+
+    def encode_blocks(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
+        """What `encode` makes of each block."""
+        return [self.encode(codes) for codes in blocks]
 
     def decode(self, data: bytes, num_codebooks: int, num_frames: int) -> np.ndarray:
         """What `encode` wrote, codes (num_codebooks, num_frames) uint16. Bytes beyond the end count as zero.

@@ -12,9 +12,11 @@ Frames are coded one after the other: quality and shaping (or that they stay), t
 are decoded side by side: each product then serves all of them.
 """
 
+import concurrent.futures
 import decimal
 import functools
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ TAIL_STEP, MAX_TAIL = 1 / 4, 8  # of "beyond one" and "and one more"
 ESCAPE = 15  # magnitudes from here on are coded as this and what is beyond
 MAX_ESCAPES = 4  # of them in a row, then the rest as a plain number
 TOTAL = 2**entropy.PRECISION
+_THREADS = 4  # that encode blocks, at most: half of their work is Python's, of which there is one at a time
 
 
 class PriorModel:
@@ -97,11 +100,17 @@ class PriorModel:
 
     def encode(self, codes: np.ndarray) -> bytes:
         """Codes (Q, T) of a block to bytes: 32-bit words, little-endian, without the zero bytes at their end."""
+        return self.encode_blocks([codes])[0]
+
+    def encode_blocks(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
+        """What `encode` makes of each block, several at a time: numpy lets other threads work while it does."""
+        with _one_thread(), concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            return list((pool.map if len(blocks) > 1 else map)(self._encode, blocks))
+
+    def _encode(self, codes):
         if not codes.shape[1]:
             return b""
-        with _one_thread():
-            tables = self.tables(codes)
-        frames = _Frames.of(codes)
+        tables, frames = self.tables(codes), _Frames.of(codes)
         coder = _Encoder()
         changes, magnitudes = _changes(frames.levels), np.abs(frames.coefficients)
         groups = [_Symbols.of_changes(changes[:, bands], tables.envelope[:, bands]) for bands in _band_groups()]
@@ -147,7 +156,8 @@ class PriorModel:
         return [results[i] for i in np.argsort(order)]
 
     def _decode_frame(self, decoders, state):
-        head = np.stack([one.head(before if state.started else None) for one, before in zip(decoders, state.head)])  # noqa: B905
+        before = state.head if state.started else len(decoders) * [None]
+        head = np.stack([decoder.head(last) for decoder, last in zip(decoders, before, strict=True)])
         hidden = self._envelope_hidden(self._heard(state.magnitudes[0]), state.levels, state.envelope)
         changes = np.zeros((len(decoders), layout.NUM_BANDS))
         for number, bands in enumerate(_band_groups()):

@@ -181,8 +181,8 @@ _FEW = 64  # rows of a product: a CPU with bfloat16 multiplies 8 of them in a qu
 def by_blocks(search, rows, frame_mask, *frames):
     """search(*frames) of frames (N, ...), each of which has a result of its own, a block of them at a time.
 
-    As many at once as have their products in a processor's cache, where a frame has so many rows of them, and none of the
-    blocks that frame_mask, of N elements, leaves out. Symbolic sizes are not cut.
+    As many at once as have their products in a processor's cache, where a frame has so many rows of them, but half of all at
+    most, and none of the blocks that frame_mask, of N elements, leaves out. Symbolic sizes are not cut.
     """
     size = frames[0].shape[0]
     if not isinstance(size, int) or size % _BLOCK:

@@ -320,7 +320,8 @@ class Run:
         for _, padded, lengths in self.examples():
             output = self.decode_example(self.model.collections(params, quantizer), padded, lengths)
             bits += float(np.sum(output.penalties["rate"].values * output.frame_mask[None]))
-            num_bytes += len(coder.encode(np.asarray(output.quantized.codes[0])[:, np.asarray(output.frame_mask[0])]))
+            codes = np.asarray(output.quantized.codes[0])[:, np.asarray(output.frame_mask[0])]
+            num_bytes += len(coder.encode_blocks([codes])[0])
             seconds += lengths[0] / self.model.sample_rate
         if not seconds:  # none of them can be read
             return {}
