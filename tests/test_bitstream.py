@@ -241,7 +241,7 @@ def test_other_files_other_versions_and_other_codings_are_refused_by_name(codes)
     with pytest.raises(container.UnsupportedVersion, match="version 4, this reader knows versions 1 to 3: update"):
         container.read_header(bytes(data))
     data[4:7] = 3, 0, len(container.PRESETS)
-    with pytest.raises(container.UnsupportedVersion, match="preset 1, this reader knows 1: update"):
+    with pytest.raises(container.UnsupportedVersion, match="preset 2, this reader knows 2: update"):
         container.read_header(bytes(data))
     data[4:6] = 1, 7
     with pytest.raises(container.UnsupportedVersion, match="coding 7"):
@@ -452,6 +452,9 @@ def test_version_3_says_by_a_number_what_version_2_spells_out():
     assert headers[0] == dataclasses.replace(headers[1], version=3, block_frames=250)
     for data in (short, spelled):
         np.testing.assert_array_equal(container.unpack(data, model).codes, codes)
+    other = pack(codes, 2**16, model, **fuzz_bitstream.PRESET | dict(block_frames=64))
+    assert (other[4], other[6]) == (3, 1) and container.read_header(other).block_frames == 64
+    np.testing.assert_array_equal(container.unpack(other, model).codes, codes)
     smaller = container.truncate(short, 8, model)  # what the number says does not hold for it
     assert smaller[4] == 2
     np.testing.assert_array_equal(container.unpack(smaller, model).codes, codes[:8])

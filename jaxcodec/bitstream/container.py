@@ -55,17 +55,16 @@ _SIGNED = _Version(_LIMITS | {"num_codebooks": (1, 4096), "least_code": (-(2**15
 VERSIONS = {1: _Version(_LIMITS, (FIXED_WIDTH, entropy.EntropyModel.coding), 64), 2: _SIGNED, 3: _SIGNED}
 MAX_CODES_PER_BYTE = VERSIONS[1].max_codes_per_byte
 # What a file of version 3 says by a number, the place in this list. Never changed, only added to.
-PRESETS: tuple[dict, ...] = (
-    {
-        "kind": "scalar",
-        "sample_rate": 16000,
-        "hop_length": 320,
-        "num_codebooks": 333,
-        "codebook_size": 65536,
-        "block_frames": 250,
-        "least_code": -32768,
-    },
-)
+_BUNDLED = {
+    "kind": "scalar",
+    "sample_rate": 16000,
+    "hop_length": 320,
+    "num_codebooks": 333,
+    "codebook_size": 65536,
+    "block_frames": 250,
+    "least_code": -32768,
+}
+PRESETS: tuple[dict, ...] = (_BUNDLED, _BUNDLED | {"block_frames": 64})
 
 
 class BitstreamError(ValueError):

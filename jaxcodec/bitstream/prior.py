@@ -245,7 +245,10 @@ class PriorModel:
             past[:] = seen[:, -past.shape[1] :]
             num_frames = seen.shape[1] - past.shape[1]
             kernel = self._float64[f"{block}/DepthwiseConv_0/kernel"]
-            y = sum(seen[:, i : i + num_frames] * kernel[i] for i in range(layout.KERNEL_SIZE))
+            if num_frames == 1:
+                y = np.add.reduce(seen * kernel, axis=1)
+            else:
+                y = sum(seen[:, i : i + num_frames] * kernel[i] for i in range(layout.KERNEL_SIZE))
             y = self._norm(f"{block}/LayerNorm_0", _rounded(y.reshape(x.shape)))
             y = self._dense(f"{block}/Dense_1", _gelu(self._dense(f"{block}/Dense_0", y)))
             x = _rounded(x + y * self._float64[f"{block}/layer_scale"])
@@ -269,9 +272,13 @@ class PriorModel:
         seen = _rounded(changes * UNIT * layout.LEVEL_DB / 20)
         h = _gelu(_rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
         logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + bias)
-        depth = np.minimum(logits.max(-1, keepdims=True) - logits, len(_exponentials()) - 1)
-        edges = entropy.cumulative(_exponentials()[depth.astype(np.intp)])
-        return np.ascontiguousarray(np.diff(edges).astype(np.float64) - 1)
+        depth = (np.maximum.reduce(logits, axis=-1, keepdims=True) - logits).astype(np.intp)
+        # The edges of `entropy.cumulative` less their numbers: what lies between two is a frequency less one.
+        sums = np.add.accumulate(_exponentials().take(depth, mode="clip"), axis=-1)
+        edges = sums * (TOTAL - sums.shape[-1]) // sums[..., -1:]
+        rows = edges.astype(np.float64)
+        rows[..., 1:] -= edges[..., :-1]
+        return rows
 
     def _context(self, magnitudes, steps_before, steps, levels, levels_before, memory):
         """What the passes see of the frames before and of the envelope."""
@@ -556,7 +563,7 @@ def _rounded(x):
 def _gelu(x):
     """GELU of activations, which are overwritten."""
     x += _GELU_RANGE
-    return _gelu_table()[np.maximum(x, 0, out=x).astype(np.intp)]
+    return _gelu_table().take(x.astype(np.intp), mode="clip")  # below the first it is zero
 
 
 def _compress(magnitudes):
