@@ -411,7 +411,7 @@ def compress_files(
         return packer.finish(sum(lengths)), sum(lengths)
 
     def compress_short(codes, num_samples):
-        return _pack(codec, codes, num_samples, layout)
+        return pack(codec, codes, num_samples, **layout._asdict())
 
     if kbps is None:
         for key, data, num_samples, error in _each(codec, files, rate, compress_short, compress_long):
