@@ -23,6 +23,7 @@ from configs import tiny
 from jaxcodec import audio, bitstream, bundled, cli, data, evaluation, export, inference, quantizers
 from jaxcodec.bitstream import entropy
 from jaxcodec.inference import pretrained
+from jaxcodec.nn import layers
 from tests import support, test_scalar
 
 ROOT = pathlib.Path(jaxcodec.__file__).parent.parent
@@ -568,12 +569,13 @@ def test_eval_at_qualities_and_at_its_default_rates(run, small_models, speech, m
 
 
 def test_a_faster_search_is_asked_for_by_flags(run, codec, small_models, speech):
-    flags = ["--model", "tokens", "--beams", "3", "--matmul_precision", "bfloat16"]
-    assert run("encode", "speech.wav", "-o", "fast.jxc", *flags, model=None)[0] == 0
-    fast = codec.with_beams(3).with_matmul_precision("bfloat16")
-    codes = jaxcodec.unpack(codec, pathlib.Path("fast.jxc").read_bytes()).codes
-    np.testing.assert_array_equal(codes, fast.encode(speech))
-    assert np.any(codes != codec.encode(speech))
+    for precision in layers.MATMUL_PRECISIONS:
+        flags = ["--model", "tokens", "--beams", "3", "--matmul_precision", precision]
+        assert run("encode", "speech.wav", "-o", f"{precision}.jxc", *flags, model=None)[0] == 0
+        fast = codec.with_beams(3).with_matmul_precision(precision)
+        codes = jaxcodec.unpack(codec, pathlib.Path(f"{precision}.jxc").read_bytes()).codes
+        np.testing.assert_array_equal(codes, fast.encode(speech))
+        assert np.any(codes != codec.encode(speech))
     scores = {}
     for name, given in (("fast", flags), ("exact", flags[:2])):
         assert run("eval", "speech.wav", *given, "--json", f"{name}.json", model=None)[0] == 0
