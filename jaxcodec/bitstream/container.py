@@ -287,15 +287,14 @@ class Packer:
         coded = itertools.repeat(None) if self._model is None else _encode(blocks, self._header, self._model)
         for codes, payload in zip(blocks, coded, strict=False):
             size = -(-codes.size * self._header.code_bits // 8)
-            if payload is not None and len(payload) < size:
-                self._best.append((payload, True))
-            else:
-                self._best.append((_store(codes, self._header), False))
-            self._saved += size - len(self._best[-1][0])
+            smaller = payload if payload is not None and len(payload) < size else None
+            best = (_store(codes, self._header), False) if smaller is None else (smaller, True)
+            self._best.append(best)
+            self._saved += size - len(best[0])
             if self._saved > DIGEST_BYTES + MAX_VARINT * len(self._best):
                 self._stored = None
             elif self._stored is not None:
-                self._stored.append((_store(codes, self._header), False))
+                self._stored.append((_store(codes, self._header), False) if best[1] else best)
 
     def finish(self, num_samples: int) -> bytes:
         """The file of a clip of `num_samples` samples."""

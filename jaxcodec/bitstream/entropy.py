@@ -300,10 +300,14 @@ def cumulative(weights: np.ndarray) -> np.ndarray:
 
     edge_i = i + floor(sum of the weights before i * (2^24 - K) / sum of all): in integers, and never an empty interval.
     """
+    sums = scaled_sums(weights)
+    return np.arange(weights.shape[-1] + 1) + np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
+
+
+def scaled_sums(weights: np.ndarray) -> np.ndarray:
+    """The edges of `cumulative` above each code less their numbers, (..., K): between two lies a frequency less one."""
     sums = np.cumsum(weights, axis=-1, dtype=np.int64)
-    sums = np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
-    size = weights.shape[-1]
-    return np.arange(size + 1) + sums * (2**PRECISION - size) // sums[..., -1:]
+    return sums * (2**PRECISION - weights.shape[-1]) // sums[..., -1:]
 
 
 def context_links(codebook: int) -> list[tuple[int, int]]:

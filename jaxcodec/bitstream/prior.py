@@ -273,11 +273,9 @@ class PriorModel:
         h = _gelu(_rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
         logits = _rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + bias)
         depth = (np.maximum.reduce(logits, axis=-1, keepdims=True) - logits).astype(np.intp)
-        # The edges of `entropy.cumulative` less their numbers: what lies between two is a frequency less one.
-        sums = np.add.accumulate(_exponentials().take(depth, mode="clip"), axis=-1)
-        edges = sums * (TOTAL - sums.shape[-1]) // sums[..., -1:]
-        rows = edges.astype(np.float64)
-        rows[..., 1:] -= edges[..., :-1]
+        sums = entropy.scaled_sums(_exponentials().take(depth, mode="clip"))
+        rows = sums.astype(np.float64)
+        rows[..., 1:] -= sums[..., :-1]
         return rows
 
     def _context(self, magnitudes, steps_before, steps, levels, levels_before, memory):
