@@ -71,9 +71,11 @@ class ScalarQuantizer(interface.Quantizer):
         """
         rounded = jnp.clip(jnp.floor(scaled + ROUNDING), 0, MAX_CODE)
         logits, _ = lax.stop_gradient(self.prior(rounded, levels, decibels, frame_mask[..., None], changes=False))
-        candidates = rounded, jnp.maximum(rounded - 1, 0), jnp.zeros_like(rounded)
-        costs = jnp.stack([(scaled - m) ** 2 + LAGRANGIAN * coefficient_bits(logits, m) for m in candidates])
-        return jnp.take_along_axis(jnp.stack(candidates), jnp.argmin(costs, axis=0)[None], axis=0)[0]
+        best, least = rounded, jnp.full_like(rounded, jnp.inf)
+        for magnitudes in (rounded, jnp.maximum(rounded - 1, 0), jnp.zeros_like(rounded)):
+            cost = (scaled - magnitudes) ** 2 + LAGRANGIAN * coefficient_bits(logits, magnitudes)
+            best, least = jnp.where(cost < least, magnitudes, best), jnp.minimum(cost, least)
+        return best
 
     def at(self, quantized, rates):
         return self(quantized.trace[0], rates, quantized.trace[1])
