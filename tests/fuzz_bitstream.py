@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxcodec.bitstream import container, entropy, prior
+from jaxcodec.bitstream import checkerboard, container, entropy, prior
 from jaxcodec.quantizers import layout
 
 MEMORY_LIMIT = 64 * 2**20
@@ -46,7 +46,7 @@ class Good:
 class Sparse:
     """A second kind of probability model: place and value, two bytes each, of every code that is not zero."""
 
-    kind, coding, digest = "sparse", 200, hashlib.sha256(b"sparse").digest()
+    kind, coding, max_block_frames, digest = "sparse", 200, 2**16 - 1, hashlib.sha256(b"sparse").digest()
 
     def __str__(self):
         return "signed codes of 16 bits"
@@ -93,9 +93,18 @@ def markov_codes(rng, num_codebooks, num_frames, codebook_size, stay=0.9):
 
 def prior_weights(num_bins=64, width=16, depth=1, seed=0):
     """Weights of a `PriorModel` whose every bit follows from the seed."""
+    return _weights(prior._shapes(num_bins, width, depth), seed)
+
+
+def checkerboard_weights(num_bins=64, width=16, depth=1, seed=0):
+    """The same of a `CheckerboardModel`."""
+    return _weights(checkerboard._shapes(num_bins, width, depth), seed)
+
+
+def _weights(shapes, seed):
     rng = np.random.default_rng(seed)
     arrays = {}
-    for name, shape in sorted(prior._shapes(num_bins, width, depth).items()):
+    for name, shape in sorted(shapes.items()):
         fan_in = shape[-2] if len(shape) > 1 else 16
         values = rng.integers(-1024, 1025, shape) / 1024  # all the digits that float16 has
         scale = name.endswith(("scale", "layer_scale"))
@@ -139,8 +148,8 @@ def good_files(seed=0):
         shape = 9, num_frames
         codes = np.where(rng.random(shape) < density, rng.integers(-40, 40, shape), 0)
         files += [Good(pack(codes, 80, m, **signed), codes, m) for m in (None, Sparse())]
-    learned = prior.PriorModel(prior_weights(width=4))
-    for num_frames, block_frames in ((40, 9), (25, 50)):
+    priors = prior.PriorModel(prior_weights(width=4)), checkerboard.CheckerboardModel(checkerboard_weights(width=4))
+    for learned, num_frames, block_frames in ((priors[0], 40, 9), (priors[0], 25, 50), (priors[1], 41, 9)):
         codes = scalar_codes(num_frames)
         fields = dict(kind="scalar", least_code=-(2**15), block_frames=block_frames)
         files.append(Good(pack(codes, 2**16, learned, **fields), codes, learned))

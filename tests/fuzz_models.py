@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcodec.bitstream import entropy
+from jaxcodec.bitstream import checkerboard, entropy
 from jaxcodec.inference import files, pretrained, tokens
 from jaxcodec.quantizers import layout
 from tests import fuzz_bitstream, support, test_scalar
@@ -174,22 +174,28 @@ def tokens_jxc():
     return _jxc(codec, fuzz_bitstream.markov_codes(rng, codec.num_codebooks, 901, codec.codebook_size))
 
 
-def files_jxc():
+def files_jxc(fast=False):
     """A file of scalar codes, by their prior."""
     config = test_scalar.small_config()
     state = support.make_state(support.make_model(config))
     codes = fuzz_bitstream.scalar_codes(80)
     codes[2 : layout.EXTRA] = codes[2 : layout.EXTRA].clip(-12, 4)
-    return _jxc(pretrained.make(state.params, state.quantizer, config), codes)
+    beside = checkerboard.CheckerboardModel(fuzz_bitstream.checkerboard_weights(width=4))
+    return _jxc(pretrained.make(state.params, state.quantizer, config, beside), codes, fast=fast)
 
 
-def _jxc(codec, codes):
+def fast_jxc():
+    """The same, by the prior that predicts many frames at once."""
+    return files_jxc(fast=True)
+
+
+def _jxc(codec, codes, **how):
     num_samples = int(codec.module.num_samples(codes.shape[1]))
 
     def read(path):
         return files.unpack(codec, path.read_bytes()).codes.tobytes()
 
-    return files.pack(codec, codes, num_samples), read
+    return files.pack(codec, codes, num_samples, **how), read
 
 
 def shard():
@@ -220,6 +226,7 @@ KINDS = {
     "model": (model, [edit_recipe, edit_tensors, edit_length, edit_weights]),
     "tokens.jxc": (tokens_jxc, fuzz_bitstream.SEALED),
     "files.jxc": (files_jxc, fuzz_bitstream.SEALED),
+    "fast.jxc": (fast_jxc, fuzz_bitstream.SEALED),
     "shard": (shard, [edit_arrays]),
 }
 

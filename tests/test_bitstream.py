@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jaxcodec.bitstream import container, entropy, prior
+from jaxcodec.bitstream import checkerboard, container, entropy, prior
 from tests import fuzz_bitstream
 from tests.fuzz_bitstream import Sparse, assemble, markov_codes, pack, take_apart
 
@@ -406,6 +406,10 @@ def golden_prior():
     return prior.PriorModel(fuzz_bitstream.prior_weights(num_bins=320, width=8))
 
 
+def golden_checkerboard():
+    return checkerboard.CheckerboardModel(fuzz_bitstream.checkerboard_weights(num_bins=320, width=8))
+
+
 def golden_files():
     """Name, codes and arguments of the files in tests/golden, each exactly what `pack` makes of them.
 
@@ -422,6 +426,10 @@ def golden_files():
         "scalar.jxc": (
             fuzz_bitstream.scalar_codes(40, 320),
             dict(num_samples=12479, codebook_size=2**16, model=golden_prior()) | fuzz_bitstream.PRESET,
+        ),
+        "checkerboard.jxc": (
+            fuzz_bitstream.scalar_codes(40, 320),
+            dict(num_samples=12479, codebook_size=2**16, model=golden_checkerboard()) | fuzz_bitstream.PRESET,
         ),
     }
 
@@ -493,7 +501,9 @@ def test_most_nonsense_behind_a_right_crc_is_noticed_where_the_coder_ends():
         [markov_codes(rng, 4, 400, K) for _ in range(4)], K, num_states=8, num_clusters=8, iterations=4
     )
     learned = prior.PriorModel(fuzz_bitstream.prior_weights(width=4))
-    for model, codes in ((tables, markov_codes(rng, 4, 60, K)), (learned, fuzz_bitstream.scalar_codes(12))):
+    checkers = checkerboard.CheckerboardModel(fuzz_bitstream.checkerboard_weights(width=4))
+    scalar_codes = fuzz_bitstream.scalar_codes(12)
+    for model, codes in ((tables, markov_codes(rng, 4, 60, K)), (learned, scalar_codes), (checkers, scalar_codes)):
         data, shape = model.encode(codes), codes.shape
         for size in (0, 1, 4, 9):  # zeros at the end do not count
             np.testing.assert_array_equal(model.decode(data + bytes(size), *shape), codes)

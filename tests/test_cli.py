@@ -24,7 +24,7 @@ from jaxcodec import audio, bitstream, bundled, cli, data, evaluation, export, i
 from jaxcodec.bitstream import entropy
 from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers
-from tests import support, test_scalar
+from tests import fuzz_bitstream, support, test_scalar
 
 ROOT = pathlib.Path(jaxcodec.__file__).parent.parent
 
@@ -283,6 +283,21 @@ def test_this_packages_warnings_are_told_and_the_libraries_are_not(run, recordin
             level = logging.converter.absl_to_standard(level)
             handler.emit(logging.get_absl_logger().makeRecord("absl", level, "/lib/orbax.py", 1, "theirs", (), None))
         assert heard == ["theirs"]  # the error
+
+
+def test_fast_files_are_decoded_as_all_files_are(run, speech, scalar_codec):
+    weights = fuzz_bitstream.checkerboard_weights(num_bins=scalar_codec.module.quantizer.num_bins, width=4)
+    codec = scalar_codec.replace(fast_entropy=bitstream.checkerboard.CheckerboardModel(weights))
+    pretrained.save(codec, "codec.safetensors")
+    for name, flags in (("usual", ()), ("fast", ("--fast",))):
+        assert run("encode", "speech.wav", "-o", f"{name}.jxc", *flags, model="codec.safetensors")[0] == 0
+        assert run("decode", f"{name}.jxc", "-o", f"{name}.wav", model="codec.safetensors")[0] == 0
+    codings = [bitstream.read_header(pathlib.Path(f"{name}.jxc").read_bytes()).coding for name in ("usual", "fast")]
+    assert codings == [2, 3]
+    np.testing.assert_array_equal(audio.load("usual.wav"), audio.load("fast.wav"))
+    assert re.search(r"^fast files +yes$", run("info", "codec.safetensors")[1], re.MULTILINE)
+    code, _, told = run("encode", "speech.wav", "-o", "other.jxc", "--fast")
+    assert code and "no prior that predicts many frames at once" in told[-1] and not os.path.exists("other.jxc")
 
 
 def test_info_looks_at_the_checksums_and_verify_at_every_block(run, speech, monkeypatch):

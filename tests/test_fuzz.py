@@ -11,7 +11,9 @@ from jaxcodec.inference import pretrained
 from tests import fuzz_models
 
 
-@pytest.mark.parametrize(("kind", "count"), [("model", 80), ("tokens.jxc", 150), ("files.jxc", 60), ("shard", 200)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("model", 80), ("tokens.jxc", 150), ("files.jxc", 60), ("fast.jxc", 60), ("shard", 200)]
+)
 def test_seeded_mutations_are_refused_or_harmless(kind, count):
     counts = fuzz_models.run(kind, count, seed=1)
     refused = sum(number for key, number in counts.items() if key[2:] == ("refused",))

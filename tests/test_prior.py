@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec.bitstream import entropy, prior
+from jaxcodec.bitstream import entropy, exact, prior, symbols
 from jaxcodec.quantizers import layout, scalar
 from tests.fuzz_bitstream import prior_weights as weights, scalar_codes as speech_codes
 
@@ -109,28 +109,28 @@ def test_a_code_has_no_say_in_its_own_probability_nor_in_earlier_ones():
 
 def test_sums_are_exact_whatever_their_order():
     coder, rng = model(num_bins=320, width=192, depth=3), np.random.default_rng(0)
-    x = rng.integers(-prior.LIMIT, prior.LIMIT + 1, (3, 192)).astype(np.float64)
-    kernel = coder._float64["up_1/kernel"]
-    exact = x.astype(np.int64).astype(object) @ (kernel * 2**24).astype(np.int64).astype(object)
+    x = rng.integers(-exact.LIMIT, exact.LIMIT + 1, (3, 192)).astype(np.float64)
+    kernel = coder.float64["up_1/kernel"]
+    product_of_integers = x.astype(np.int64).astype(object) @ (kernel * 2**24).astype(np.int64).astype(object)
     order = rng.permutation(192)
     for product in (x @ kernel, x[:, order] @ kernel[order], sum(x[:, i : i + 1] * kernel[i] for i in order)):
-        assert np.all((product * 2**24).astype(np.int64).astype(object) == exact)
-    bias = (coder._float64["up_1/bias"] * 2**24).astype(np.int64).astype(object)
-    whole = np.vectorize(lambda n: round(fractions.Fraction(n, 2**24)), otypes=[float])(exact + bias)
-    np.testing.assert_array_equal(coder._dense("up_1", x), whole.clip(-prior.LIMIT, prior.LIMIT))
+        assert np.all((product * 2**24).astype(np.int64).astype(object) == product_of_integers)
+    bias = (coder.float64["up_1/bias"] * 2**24).astype(np.int64).astype(object)
+    whole = np.vectorize(lambda n: round(fractions.Fraction(n, 2**24)), otypes=[float])(product_of_integers + bias)
+    np.testing.assert_array_equal(coder.dense("up_1", x), whole.clip(-exact.LIMIT, exact.LIMIT))
     size, total = 192, x.astype(np.int64).sum(-1)
     normal = (size * x[0] - float(total[0])) / np.sqrt(
-        float(size * int((x[0].astype(np.int64) ** 2).sum()) - int(total[0]) ** 2) + size * size * 1e-6 * prior.UNIT**2
+        float(size * int((x[0].astype(np.int64) ** 2).sum()) - int(total[0]) ** 2) + size * size * 1e-6 * exact.UNIT**2
     )
-    scale, bias = (prior.UNIT * coder.weights[f"norm_1/{name}"].astype(np.float64) for name in ("scale", "bias"))
-    np.testing.assert_array_equal(coder._norm("norm_1", x[:1])[0], np.rint(normal * scale + bias))
+    scale, bias = (exact.UNIT * coder.weights[f"norm_1/{name}"].astype(np.float64) for name in ("scale", "bias"))
+    np.testing.assert_array_equal(coder.norm("norm_1", x[:1])[0], np.rint(normal * scale + bias))
 
 
 def test_every_row_of_frequencies_is_whole_and_adds_up():
     tables = model().tables(speech_codes(30))
-    for rows in (tables.envelope, *tables.rows, prior._geometric(), prior._stay_row()):
+    for rows in (tables.envelope, *tables.rows, exact.geometric(), symbols.stay_row()):
         assert rows.min() >= 0 and np.all(rows == np.rint(rows))
-        np.testing.assert_array_equal(rows.sum(-1), prior.TOTAL - rows.shape[-1])
+        np.testing.assert_array_equal(rows.sum(-1), exact.TOTAL - rows.shape[-1])
 
 
 def golden_checksums():

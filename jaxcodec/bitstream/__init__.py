@@ -1,6 +1,6 @@
 """Codes to bytes and back: the `.jxc` container and entropy coding. Nothing here imports JAX."""
 
-from jaxcodec.bitstream import prior as prior
+from jaxcodec.bitstream import checkerboard as checkerboard, prior as prior
 from jaxcodec.bitstream.container import (
     BLOCK_FRAMES as BLOCK_FRAMES,
     MAGIC as MAGIC,

@@ -66,6 +66,9 @@ _BUNDLED = {
 }
 PRESETS: tuple[dict, ...] = (_BUNDLED, _BUNDLED | {"block_frames": 64})
 
+# What a file may be coded with: it says itself which of several.
+Models = entropy.ProbabilityModel | Sequence[entropy.ProbabilityModel | None] | None
+
 
 class BitstreamError(ValueError):
     """Bytes that cannot be read as a `.jxc` file. The message is one line."""
@@ -249,6 +252,8 @@ class Packer:
         self._header, self._model = header, entropy_model
         if entropy_model and not entropy_model.fits(header.num_codebooks, header.least_code, header.codebook_size):
             raise ValueError(f"the entropy model is for {entropy_model}, the codes are {_shape(header)}.")
+        if entropy_model and header.block_frames > entropy_model.max_block_frames:
+            raise ValueError(f"cannot write {_too_long(header, entropy_model)}.")
         self._pending = np.zeros((header.num_codebooks, 0), header.dtype)
         self._best: list[tuple[bytes, bool]] = []  # the smaller of both codings of each block
         # What a file without the model would have, until it is clear that it would be larger.
@@ -312,7 +317,7 @@ class Packer:
 
 def unpack(
     data: bytes,
-    entropy_model: entropy.ProbabilityModel | None = None,
+    entropy_model: Models = None,
     *,
     start_frame: int = 0,
     stop_frame: int | None = None,
@@ -335,9 +340,7 @@ def unpack(
     return _content(data, layout, entropy_model, start_frame, stop_frame, errors)
 
 
-def unpack_pieces(
-    data: bytes, entropy_model: entropy.ProbabilityModel | None = None, *, num_blocks: int
-) -> Iterator[Content]:
+def unpack_pieces(data: bytes, entropy_model: Models = None, *, num_blocks: int) -> Iterator[Content]:
     """What `unpack` gives with `errors="report"`, in consecutive pieces of `num_blocks` blocks: memory is that of one."""
     layout = _parse(data)
     header = layout.header
@@ -346,9 +349,7 @@ def unpack_pieces(
         yield _content(data, layout, entropy_model, start, stop, "report")
 
 
-def unpack_together(
-    files: Sequence[bytes], entropy_model: entropy.ProbabilityModel | None = None
-) -> list[Content | None]:
+def unpack_together(files: Sequence[bytes], entropy_model: Models = None) -> list[Content | None]:
     """What `unpack` gives of each of some files with `errors="report"`, None where it raises; all decoded side by side."""
     layouts: list[_Layout | None] = []
     for data in files:
@@ -411,7 +412,7 @@ def read_header(data: bytes) -> Header:
     return _parse(data).header
 
 
-def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.ProbabilityModel | None = None) -> bytes:
+def truncate(data: bytes, num_codebooks: int, entropy_model: Models = None) -> bytes:
     """The file of the first `num_codebooks` codebooks: a lower rate from the same codes, without the codec.
 
     Raises `BitstreamError`, or `ValueError` for more codebooks than there are.
@@ -420,7 +421,7 @@ def truncate(data: bytes, num_codebooks: int, entropy_model: entropy.Probability
     if not 1 <= num_codebooks <= header.num_codebooks:
         raise ValueError(f"cannot keep {num_codebooks} of {header.num_codebooks} codebooks.")
     kept = dataclasses.replace(header, num_codebooks=num_codebooks)
-    packer = Packer._like(kept, None if header.entropy_digest is None else entropy_model)
+    packer = Packer._like(kept, None if header.entropy_digest is None else _model(header, entropy_model))
     packer.add(codes[:num_codebooks])
     return packer.finish(header.num_samples)
 
@@ -429,7 +430,7 @@ def _check(data, layout, entropy_model, num_frames, errors):
     """Raises where the content of so many frames cannot be read, whatever its blocks are."""
     _check_whole(data, layout, num_frames, errors)
     if layout.header.entropy_digest is not None:
-        _check_model(layout.header, entropy_model)
+        _model(layout.header, entropy_model)
 
 
 def _check_whole(data, layout, num_frames, errors):
@@ -595,14 +596,15 @@ def _read_blocks(parts, entropy_model):
     for first in range(0, len(parts), MAX_LANES):
         some = parts[first : first + MAX_LANES]
         found = [_payload(*part) for part in some]
-        coded: dict[int, list[int]] = {}  # by number of codebooks, which differs from file to file
+        coded: dict[tuple, list[int]] = {}  # by model and number of codebooks, which differ from file to file
         for place, (_, layout, number) in enumerate(some):
             if layout.blocks[number].coded and not isinstance(found[place], DamagedBlock):
-                coded.setdefault(layout.header.num_codebooks, []).append(place)
-        for num_codebooks, places in coded.items():
+                key = _model(layout.header, entropy_model), layout.header.num_codebooks
+                coded.setdefault(key, []).append(place)
+        for (model, num_codebooks), places in coded.items():
             ranges = [some[place][1].header.block_range(some[place][2]) for place in places]
             sizes = [stop - start for start, stop in ranges]
-            results = entropy_model.decode_blocks([found[place] for place in places], num_codebooks, sizes)
+            results = model.decode_blocks([found[place] for place in places], num_codebooks, sizes)
             for place, result, (start, stop) in zip(places, results, ranges, strict=True):
                 _, layout, number = some[place]
                 wrong = isinstance(result, entropy.DamagedCodes)
@@ -667,15 +669,26 @@ def _shape(header: Header) -> str:
     return f"{header.num_codebooks} codebooks of {header.codebook_size}"
 
 
-def _check_model(header: Header, model: entropy.ProbabilityModel | None) -> None:
-    """Raises unless `model` is the one the file was coded with."""
+def _model(header: Header, models: Models) -> entropy.ProbabilityModel:
+    """The one of some models that the file was coded with; raises where there is none."""
     assert header.entropy_digest is not None
-    if model is None:
+    given = [models] if models is None or not isinstance(models, Sequence) else models
+    known = [model for model in given if model is not None]
+    if not known:
         raise MissingEntropyModel(
             f"entropy coded with the tables {header.entropy_digest.hex()}, and none given: load the model file that has them"
         )
-    if model.digest[:DIGEST_BYTES] != header.entropy_digest:
-        given = model.digest[:DIGEST_BYTES].hex()
-        raise WrongEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, the given one is {given}")
+    found = [model for model in known if model.digest[:DIGEST_BYTES] == header.entropy_digest]
+    if not found:
+        digests = " or ".join(model.digest[:DIGEST_BYTES].hex() for model in known)
+        raise WrongEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, the given one is {digests}")
+    model = found[0]
     if model.coding != header.coding or not model.fits(header.num_codebooks, header.least_code, header.codebook_size):
         raise WrongEntropyModel(f"the entropy model is for {model}, the file has {_shape(header)}")
+    if header.block_frames > model.max_block_frames:
+        raise DamagedHeader(_too_long(header, model))
+    return model
+
+
+def _too_long(header, model):
+    return f"block_frames = {header.block_frames}, its entropy coder has at most {model.max_block_frames}"

@@ -38,6 +38,7 @@ class ProbabilityModel(Protocol):
 
     kind: ClassVar[str]  # in files of models, a key of `MODELS`
     coding: ClassVar[int]  # in headers of .jxc files, 1 to 255
+    max_block_frames: ClassVar[int]  # which it has in memory at once
 
     @property
     def digest(self) -> bytes:
@@ -71,6 +72,7 @@ class EntropyModel:
 
     kind = "tables"
     coding = 1
+    max_block_frames = 2**16 - 1
 
     def __post_init__(self):
         for name, dtype in _ARRAYS.items():

@@ -17,6 +17,9 @@ def add_arguments(parser):
     parser.add_argument("--start", type=options.at_least_zero, metavar="S", help="encode from that second on")
     parser.add_argument("--end", type=options.seconds, metavar="S", help="encode to that second only")
     parser.add_argument("--no_entropy", action="store_true", help="codes at a fixed width")
+    parser.add_argument(
+        "--fast", action="store_true", help="files that are read and written faster and take more bytes"
+    )
     blocks = dict(type=options.seconds, metavar="S", help="of a block: shorter are decoded faster and take more bytes")
     parser.add_argument("--block_seconds", "--block-seconds", **blocks)
 
@@ -38,7 +41,8 @@ def run(arguments):
             within(job, job.source, seconds, length(job.source))
 
         sources = ((job, recording(job.source)) for job in jobs)
-        layout = files.Layout(not arguments.no_entropy, arguments.block_seconds or files.BLOCK_SECONDS)
+        blocks = arguments.block_seconds or files.BLOCK_SECONDS
+        layout = files.Layout(not arguments.no_entropy, blocks, arguments.fast)
         settings = dict(kbps=arguments.kbps, layout=layout, span=(start, end), progress=progress)
         for made in files.compress_files(codec, sources, options.rate(arguments, codec), **settings):
             if made.error:

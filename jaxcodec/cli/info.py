@@ -95,6 +95,7 @@ def _describe_model(name):
         causal=codec.causal,
         latency_seconds=codec.latency,
         entropy_coder=codec.entropy is not None,
+        fast_files=codec.fast_entropy is not None,
         parameters=sum(array.size for array in jax.tree.leaves(codec.params)),
     )
 

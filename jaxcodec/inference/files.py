@@ -43,6 +43,7 @@ class Layout(NamedTuple):
 
     entropy: bool = True  # coded, where that makes the file smaller
     block_seconds: float = BLOCK_SECONDS  # of a block, which is coded without the others
+    fast: bool = False  # by the codec's prior that predicts many frames at once
 
 
 _USUAL = Layout()
@@ -65,6 +66,7 @@ def compress(
     kbps: float | None = None,
     entropy: bool = True,
     block_seconds: float = BLOCK_SECONDS,
+    fast: bool = False,
     lengths=None,
     **named,
 ):
@@ -78,6 +80,8 @@ def compress(
       entropy: whether codes are entropy coded where that makes the file smaller.
       block_seconds: of a block, which is coded without the others: shorter ones are decoded faster, lose less where a byte
         is damaged, and take more bytes.
+      fast: whether codes are predicted many frames at once: files are read and written faster, and take more bytes. Only
+        for a codec that can, such as the bundled one for files.
       lengths: (B,) samples of each clip of a padded batch.
 
     Raises:
@@ -89,7 +93,7 @@ def compress(
     given = clips.audio_clips(codec, audio, lengths, None)
     if given.traced:
         raise ValueError("compress makes bytes, which no jit, vmap or grad can: give it arrays.")
-    layout = Layout(entropy, block_seconds)
+    layout = Layout(entropy, block_seconds, fast)
     if kbps is not None:
         made = [search(codec, clip, kbps, rate, **layout._asdict())[1] for clip in given.values]
     else:
@@ -169,7 +173,15 @@ def _next_index(sizes, index, limit):
 
 
 @method
-def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True, block_seconds: float = BLOCK_SECONDS):
+def pack(
+    codec: TrainedCodec,
+    codes,
+    num_samples,
+    *,
+    entropy: bool = True,
+    block_seconds: float = BLOCK_SECONDS,
+    fast: bool = False,
+):
     """The content of a .jxc file (docs/format.md) for one clip, or a list of them for several.
 
     Args:
@@ -178,19 +190,20 @@ def pack(codec: TrainedCodec, codes, num_samples, *, entropy: bool = True, block
       num_samples: its exact length, or that of each; T must be codec.num_frames(num_samples), of a padded batch at least.
       entropy: whether the codec's probability model is used, where it has one and it makes the file smaller.
       block_seconds: of a block, as for `compress`.
+      fast: as for `compress`.
 
     Raises:
       ValueError: codes of another shape, or that cannot be.
     """
     if not isinstance(codes, list | tuple) and np.ndim(codes) != 3:
-        return _pack(codec, clips.to_numpy(codes), num_samples, Layout(entropy, block_seconds))
+        return _pack(codec, clips.to_numpy(codes), num_samples, Layout(entropy, block_seconds, fast))
     given = [clips.to_numpy(clip) for clip in codes]
     lengths = [int(length) for length in np.atleast_1d(num_samples)]
     if len(lengths) != len(given):
         raise ValueError(f"num_samples must be {len(given)} integers, one a clip, got {len(lengths)}.")
     if not isinstance(codes, list | tuple):
         given = [clip[:, : codec.num_frames(length)] for clip, length in zip(given, lengths, strict=True)]
-    layout = Layout(entropy, block_seconds)
+    layout = Layout(entropy, block_seconds, fast)
     return [_pack(codec, clip, length, layout) for clip, length in zip(given, lengths, strict=True)]
 
 
@@ -206,16 +219,26 @@ def _pack(codec, codes, num_samples, layout):
 
 
 def _packer(codec, num_rows, layout):
-    most = bitstream.MAX_BLOCK_FRAMES / codec.frame_rate
+    model = _entropy_model(codec, layout)
+    most = (model.max_block_frames if model else bitstream.MAX_BLOCK_FRAMES) / codec.frame_rate
     if not 0 < layout.block_seconds <= most:
         raise ValueError(f"block_seconds is {layout.block_seconds}, expected a number above 0, at most {most:g}.")
     return bitstream.Packer(
         **_fields(codec),
         num_codebooks=num_rows,
         fingerprint=codec.fingerprint,
-        entropy_model=codec.entropy if layout.entropy else None,
+        entropy_model=model,
         block_frames=max(1, round(layout.block_seconds * codec.frame_rate)),
     )
+
+
+def _entropy_model(codec, layout):
+    """What the codes of a file are predicted with."""
+    if not (layout.entropy and layout.fast):
+        return codec.entropy if layout.entropy else None
+    if codec.fast_entropy is None:
+        raise ValueError("this codec has no prior that predicts many frames at once: leave fast files to one that has.")
+    return codec.fast_entropy
 
 
 def _fields(codec):
@@ -251,7 +274,7 @@ def unpack(
 def _unpack(codec, data, errors, max_seconds, content=None):
     header = _header(codec, data, max_seconds)
     if content is None or errors not in ("raise", "report") or (errors == "raise" and content.damaged):
-        content = bitstream.unpack(data, codec.entropy, errors=errors)
+        content = bitstream.unpack(data, codec.entropies, errors=errors)
     impossible = _clear_impossible(codec, content, 0)
     if impossible and errors == "raise":
         raise impossible[0]
@@ -292,7 +315,7 @@ def _read(group, blocks):
     found: dict[int, bitstream.Content | None] = {}
     for codec in {id(one.codec): one.codec for one in group if one.codec}.values():
         places = [place for place, one in enumerate(group) if one.codec is codec and blocks[place]]
-        contents = bitstream.unpack_together([group[place].data for place in places], codec.entropy)
+        contents = bitstream.unpack_together([group[place].data for place in places], codec.entropies)
         found |= zip(places, contents, strict=True)
     return [one._replace(content=found.get(place)) for place, one in enumerate(group)]
 
@@ -401,6 +424,7 @@ def compress_files(
     told of the keys of long recordings how many seconds are read so far.
     """
     rate = codec.check_rate(rate)
+    _entropy_model(codec, layout)  # which may say that there is none, before anything is read
     files = ((key, _Source(key, source, span, progress)) for key, source in files)
 
     def compress_long(blocks, rate=rate):
@@ -598,7 +622,9 @@ def _unpack_pieces(codec, header, data, errors, note, content=None):
 
     def pieces():
         start_frame = 0
-        read = bitstream.unpack_pieces(data, codec.entropy, num_blocks=_PIECE_BLOCKS) if content is None else [content]
+        read = (
+            bitstream.unpack_pieces(data, codec.entropies, num_blocks=_PIECE_BLOCKS) if content is None else [content]
+        )
         for piece in read:
             for error in _clear_impossible(codec, piece, start_frame):
                 note(error)

@@ -58,6 +58,8 @@ def load_for(fingerprint: bytes) -> TrainedCodec:
 def make(params, state, config, entropy_model=None) -> TrainedCodec:
     """A `TrainedCodec` of params, the quantizer's state and the sections `model` and `fixes` of a config.
 
+    `entropy_model` is what no weights hold: tables of codebooks, or a prior that predicts many frames at once.
+
     Raises:
       ValueError: a weight that is NaN or infinite, with the name of its array.
     """
@@ -70,9 +72,11 @@ def make(params, state, config, entropy_model=None) -> TrainedCodec:
     # Not jnp.asarray, which compiles a program for every shape.
     params, constants = jax.device_put((params, module.quantizer.constants(state)))
     _check_finite({"params": params, module.quantizer.collection: constants})
+    models = {"entropy": entropy_model}
     if kind := module.quantizer.prior_kind:  # the coder follows from the weights
-        entropy_model = entropy.from_arrays(kind, module.quantizer.prior_arrays(params["quantizer"]))
-    return TrainedCodec(params=params, constants=constants, module=module, config=config, entropy=entropy_model)
+        prior = entropy.from_arrays(kind, module.quantizer.prior_arrays(params["quantizer"]))
+        models = {"entropy": prior, "fast_entropy": entropy_model}
+    return TrainedCodec(params=params, constants=constants, module=module, config=config, **models)
 
 
 def told_rate(codec: TrainedCodec) -> TrainedCodec:
@@ -114,9 +118,10 @@ def to_bytes(codec: TrainedCodec, dtype: str = "float32") -> bytes:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has values that {dtype} cannot hold: store it as float32.")
     header = {"format": FORMAT, "config": codec.config.to_dict()}
-    if codec.entropy is not None and not codec.module.quantizer.prior_kind:
-        tensors |= {f"entropy/{name}": array for name, array in codec.entropy.to_arrays().items()}
-        header["entropy"] = codec.entropy.kind
+    beside = codec.fast_entropy if codec.module.quantizer.prior_kind else codec.entropy  # what no weights hold
+    if beside is not None:
+        tensors |= {f"entropy/{name}": array for name, array in beside.to_arrays().items()}
+        header["entropy"] = beside.kind
     header["checksum"] = _checksum(header, tensors)
     # One key: the order of several changes from call to call, and with it the file.
     return safetensors.numpy.save(tensors, {"jaxcodec": json.dumps(header)})
@@ -158,7 +163,9 @@ def _from_sections(header, sections, num_weights, trusted):
         raise ValueError("its entropy model is none.")
     if not trusted:  # the bundled models' checksum says enough, and tracing the codec takes a second
         _check_shapes(sections, module)
-    model = entropy.from_arrays(kind, tables) if tables else None
+    if tables and kind != (fitted := module.quantizer.fitted_kind):
+        raise ValueError(f"its entropy model is of the kind {one_line(kind)}, its quantizer has {fitted}.")
+    model = entropy.from_arrays(kind, flax.traverse_util.flatten_dict(tables, sep="/")) if tables else None
     with np.errstate(over="ignore"):
         sections = jax.tree.map(lambda array: array.astype(np.float32), sections)
     state = module.quantizer.state_of(sections.get(module.quantizer.collection, {}))

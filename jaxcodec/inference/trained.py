@@ -40,6 +40,9 @@ class TrainedCodec(flax.struct.PyTreeNode):
     module: Codec = flax.struct.field(pytree_node=False)
     config: Any = flax.struct.field(pytree_node=False)  # sections model and fixes of the recipe, frozen
     entropy: Any = flax.struct.field(pytree_node=False, default=None)  # probability model of the entropy coder, or None
+    fast_entropy: Any = flax.struct.field(
+        pytree_node=False, default=None
+    )  # one that predicts many frames at once, or None
 
     def __repr__(self):
         model, leaves = self.config.model, jax.tree.leaves((self.params, self.constants))
@@ -103,6 +106,11 @@ class TrainedCodec(flax.struct.PyTreeNode):
     def latency(self) -> float | None:
         """Algorithmic latency in seconds, from a sample to its decoded self; None where the codec is not causal."""
         return (self.hop_length + self.delay) / self.sample_rate if self.causal else None
+
+    @property
+    def entropies(self) -> list:
+        """The probability models that its files may be coded with."""
+        return [model for model in (self.entropy, self.fast_entropy) if model is not None]
 
     def num_frames(self, num_samples):
         """Frames of a clip of `num_samples` samples, an int or an array of ints."""

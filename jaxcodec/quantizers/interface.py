@@ -41,6 +41,7 @@ class Quantizer(nn.Module):
     collection: ClassVar[str] = "quantizer"  # of the state, in flax, snapshots and files
     penalties: ClassVar[tuple[str, ...]] = ()  # terms of the loss, with loss.NAME_weight and loss.NAME_bound
     prior_kind: ClassVar[str] = ""  # of the probability model that is among its parameters, a key of `entropy.MODELS`
+    fitted_kind: ClassVar[str] = "tables"  # of the one that is fitted to its codes later
     rate_is_a_size: ClassVar[bool] = False  # `encode` wants the rate as a number that is known when it is compiled
     bypass: ClassVar[bool] = True  # a decoder can be given the latents themselves, to see what quantization costs
 

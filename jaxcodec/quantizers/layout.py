@@ -34,7 +34,6 @@ START_LEVEL = -6  # of every band before the first frame
 MAX_CHANGE = 12  # levels from frame to frame; the ends of the alphabet stand for all beyond
 BAND_ORDER = np.array([2, 3, 1, 3, 2, 0, 3, 2, 1, 3, 2])  # a band sees those of a lower number
 NEIGHBORS = (), (2, 6), (1, 3)  # distances at which a pass finds what earlier ones coded
-EARLIER = BAND_ORDER[:, None] < BAND_ORDER[None]  # (N, N) whether a band is seen by another
 KERNEL_SIZE = 5  # frames
 EXPANSION = 3  # of the blocks of its trunks
 ENVELOPE_DEPTH = 2  # blocks of the trunk of the envelope, which is half as wide
@@ -69,6 +68,11 @@ def passes(num_bins: int) -> tuple[np.ndarray, ...]:
     return np.arange(0, num_bins, 4), np.arange(2, num_bins, 4), np.arange(1, num_bins, 2)
 
 
+def earlier(order: np.ndarray) -> np.ndarray:
+    """Whether a band is seen by another, (N, N)."""
+    return order[:, None] < order[None]
+
+
 @functools.cache
 def known(number: int, num_bins: int) -> np.ndarray:
     """Which coefficients (F,) are known before a pass."""
@@ -79,3 +83,57 @@ def gain_shape_parts(latents, told_rate: bool):
     """Coefficients, bands in dB (..., N) and rate, (..., 1) or (..., 0), of latents (..., D) of gain and shape."""
     end = latents.shape[-1] - told_rate
     return latents[..., : end - NUM_BANDS], latents[..., end - NUM_BANDS : end], latents[..., end:]
+
+
+# The prior that predicts many frames at once, `checkerboard.CheckerboardPrior`.
+# The envelope of the first frame comes first, then the middles of ever shorter stretches.
+MIDDLE_NEIGHBORS = (1, -3, 3)  # of a frame, in half stretches, beside the one before it; those are known
+MIDDLE_SLOTS = 8  # halves of 1, 2, 4 ... frames, the last but one and all longer ones alike; the first frame
+# Passes over coefficients: even or odd frames, the first coefficient and the distance to the next.
+CHECKERS = ((0, 0, 8), (1, 4, 8), (0, 4, 8), (1, 0, 8), (0, 2, 4), (1, 2, 4), (0, 1, 2), (1, 1, 2))
+# What a coefficient sees closely: frames before or after, and a distance below and above.
+CHECKER_NEIGHBORS = (
+    (),
+    ((-1, 4), (1, 4)),
+    ((0, 4), (-1, 0), (1, 0), (-2, 4), (2, 4)),
+    ((0, 4), (-1, 0), (1, 0), (-1, 4), (1, 4)),
+    ((0, 2), (0, 6), (-1, 2), (1, 2), (-2, 2), (2, 2)),
+    ((0, 2), (0, 6), (-1, 0), (1, 0), (-1, 2), (1, 2)),
+    ((0, 1), (0, 3), (-1, 1), (1, 1), (-2, 1), (2, 1)),
+    ((0, 1), (0, 3), (-1, 0), (1, 0), (-1, 1), (1, 1)),
+)
+CHECKER_BAND_ORDER = np.array([1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
+CHECKER_EXPANSION = 2
+LEAST_EXPECTED = (
+    -0.6
+)  # of the envelope beside a step, in units of 20 dB, where it is looked at what lies beside a coefficient
+
+
+@functools.cache
+def checkers() -> tuple[tuple[slice, slice], ...]:
+    """The frames and the coefficients of each pass."""
+    return tuple((slice(frame, None, 2), slice(first, None, distance)) for frame, first, distance in CHECKERS)
+
+
+@functools.lru_cache(32)
+def known_checkers(number: int, num_frames: int, num_bins: int) -> np.ndarray:
+    """Which coefficients (T, F) are known before a pass."""
+    known = np.zeros((num_frames, num_bins), bool)
+    for frames, bins in checkers()[:number]:
+        known[frames, bins] = True
+    return known
+
+
+@functools.lru_cache(32)
+def halves(num_frames: int) -> np.ndarray:
+    """Half the length (T,) of the stretch that each frame is in the middle of: the greatest power of two in its number."""
+    frames = np.arange(num_frames)
+    return np.where(frames, frames & -frames, 0)
+
+
+@functools.lru_cache(32)
+def middle_slots(num_frames: int) -> np.ndarray:
+    """Which of `MIDDLE_SLOTS` kinds each frame is, (T, MIDDLE_SLOTS), ones and zeros."""
+    half = halves(num_frames)
+    slots = np.minimum(np.log2(np.maximum(half, 1)).astype(int), MIDDLE_SLOTS - 2)
+    return np.eye(MIDDLE_SLOTS)[np.where(half, slots, MIDDLE_SLOTS - 1)]

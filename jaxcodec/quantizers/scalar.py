@@ -37,6 +37,7 @@ class ScalarQuantizer(interface.Quantizer):
 
     penalties = ("rate",)
     prior_kind = "prior"
+    fitted_kind = "checkerboard"
     bypass = False
     code_range = (-MAX_CODE - 1, MAX_CODE)
     rates = tuple((float(quality), DEFAULT[1]) for quality in (0, -6, -12, -18))
@@ -95,12 +96,16 @@ class ScalarQuantizer(interface.Quantizer):
         return envelope.step_decibels(levels, quality * QUALITY_DB, shaping / SHAPINGS, self.num_bins)
 
     def penalize(self, latents, quantized, frame_mask):
-        quality, shaping, levels, rounded = _parts(quantized.codes)
-        magnitudes, decibels = jnp.abs(rounded), self._decibels(levels, quality, shaping)
+        magnitudes, levels, decibels = self.prior_inputs(quantized.codes)
         coefficients, changes = self.prior(magnitudes, levels, decibels, frame_mask[..., None])
         bits = jnp.sum(coefficient_bits(coefficients, magnitudes), axis=-1)
         bits += jnp.sum(envelope_bits(changes, levels), axis=-1)
         return {"rate": interface.Penalty(bits[None], frame_mask.astype(jnp.float32))}
+
+    def prior_inputs(self, codes):
+        """What a prior is told of codes (B, Q, T): magnitudes (B, T, F), envelope (B, T, N) and steps in dB (B, T, F)."""
+        quality, shaping, levels, rounded = _parts(codes)
+        return jnp.abs(rounded), levels, self._decibels(levels, quality, shaping)
 
     def possible(self, codes):
         heads = codes[:EXTRA]
@@ -207,7 +212,7 @@ class Prior(nn.Module):
         inputs = [before * (layout.LEVEL_DB / 20), heard @ (member / member.sum(0))]
         trunk = self._trunk("envelope", self.width // 2, layout.ENVELOPE_DEPTH, inputs, mask)
         change = (levels - START_LEVEL - before) * (layout.LEVEL_DB / 20)
-        earlier = layout.EARLIER.astype(np.float32)[:, :, None]
+        earlier = layout.earlier(layout.BAND_ORDER).astype(np.float32)[:, :, None]
         mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
         h = nn.Dense(num_bands * size, name="hidden")(trunk).reshape(*trunk.shape[:-1], num_bands, size)
         h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change, mix))
