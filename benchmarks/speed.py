@@ -33,14 +33,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jaxcodec
 from jaxcodec import audio as audio_files, codec as codec_module, training as training_module
 from jaxcodec.inference import functions
-from jaxcodec.inference.files import BLOCK_SECONDS
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(jaxcodec.__file__).parent / "datasets" / "sample"
 SHAPES = {"1 x 1 s": (1, 1), "1 x 10 s": (1, 10), "16 x 10 s": (16, 10), "1 x 600 s": (1, 600)}  # clips, seconds
 STREAMS = (1, 8, 64)
 FEWER_BEAMS = 2  # of a second codec for tokens
-SHORT_BLOCK = 1.28  # seconds, of files that are to be decoded fast
 CEILING = 1024  # rows and columns of the matrices
 PAGE, MARK = ROOT / "docs/performance.md", "<!-- speed: written by benchmarks/speed.py -->\n"
 
@@ -67,8 +65,7 @@ def main():
         fastest = tokens.with_beams(1).with_matmul_precision("bfloat16")
         cases |= codec_cases("tokens by one beam in bfloat16", fastest, shapes, streams)
     if "files" in args.model:
-        rounded = jaxcodec.load("files").with_matmul_precision("bfloat16")
-        cases |= codec_cases(f"files in bfloat16, blocks of {SHORT_BLOCK} s", rounded, shapes, False, SHORT_BLOCK)
+        cases |= codec_cases("fast files", jaxcodec.load("files"), shapes, False, fast=True)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
     cases |= start_cases(args.model) | opus_cases()
     if any(title.startswith("peer") for title in args.only):
@@ -83,21 +80,22 @@ def main():
         PAGE.write_text(head + MARK + table(result) + "<!-- end" + rest.partition("<!-- end")[2])
 
 
-def codec_cases(name, codec, shapes, streams, block_seconds=BLOCK_SECONDS):
-    """{title: (function, seconds of audio)} of a codec, and of files of such blocks."""
+def codec_cases(name, codec, shapes, streams, fast=False):
+    """{title: (function, seconds of audio)} of a codec; of fast files what differs."""
     cases = {}
     for batch, seconds in shapes:
         clips = list(speech(batch * seconds).reshape(batch, -1))
         codes, shape = jaxcodec.encode(codec, clips), f"{name}, {batch} x {seconds} s"
         lengths = [len(clip) for clip in clips]
-        data = jaxcodec.pack(codec, codes, lengths, block_seconds=block_seconds)
+        data = jaxcodec.pack(codec, codes, lengths, fast=fast)
         for title, function in {
             "encode": lambda clips=clips: jaxcodec.encode(codec, clips),
             "decode": lambda codes=codes, lengths=lengths: jaxcodec.decode(codec, codes, lengths),
-            "compress": lambda clips=clips: jaxcodec.compress(codec, clips, block_seconds=block_seconds),
+            "compress": lambda clips=clips: jaxcodec.compress(codec, clips, fast=fast),
             "decompress": lambda data=data: jaxcodec.decompress(codec, data),
         }.items():
-            cases[f"{title}, {shape}"] = function, batch * seconds
+            if "press" in title or not fast:
+                cases[f"{title}, {shape}"] = function, batch * seconds
     for listeners in STREAMS if streams else ():
         chunk = speech(60)[: listeners * codec.hop_length].reshape(listeners, -1)
         state = jaxcodec.init_stream(codec, listeners)
