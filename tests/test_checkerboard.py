@@ -156,19 +156,6 @@ def test_the_tables_are_those_of_the_golden_file_on_any_processor(variables):
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_damage_ends_in_an_error_of_its_own_or_in_other_codes():
-    coder, codes, rng = model(), scalar_codes(30), np.random.default_rng(3)
-    data, different = coder.encode(codes), 0
-    for _ in range(40):
-        broken = bytearray(data)
-        broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        try:
-            different += np.any(coder.decode(bytes(broken), *codes.shape) != codes)
-        except entropy.DamagedCodes:
-            different += 1
-    assert different > 35
-
-
 def test_weights_that_cannot_be_are_refused():
     good = weights()
     cases = [

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcodec.bitstream import entropy, exact, prior, symbols
+from jaxcodec.bitstream import checkerboard, entropy, exact, prior, symbols
 from jaxcodec.quantizers import layout, scalar
-from tests.fuzz_bitstream import prior_weights as weights, scalar_codes as speech_codes
+from tests.fuzz_bitstream import checkerboard_weights, prior_weights as weights, scalar_codes as speech_codes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "prior_tables.npy"
 F = 64
@@ -158,8 +158,11 @@ def test_they_are_the_same_with_other_threads_and_on_a_processor_without_fused_p
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_damage_ends_in_an_error_of_its_own_or_in_other_codes():
-    coder, codes, rng = model(), speech_codes(30), np.random.default_rng(3)
+@pytest.mark.parametrize(
+    "coder", [model(), checkerboard.CheckerboardModel(checkerboard_weights())], ids=lambda x: x.kind
+)
+def test_damage_ends_in_an_error_of_its_own_or_in_other_codes(coder):
+    codes, rng = speech_codes(30), np.random.default_rng(3)
     data, different = coder.encode(codes), 0
     for _ in range(40):
         broken = bytearray(data)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
 from configs import telugu_vbr
-from jaxcodec.bitstream import checkerboard as exact
+from jaxcodec import bitstream
 from jaxcodec.inference import pretrained
 from jaxcodec.nn import layers
 from jaxcodec.quantizers import checkerboard, interface, layout, scalar
@@ -101,7 +101,7 @@ def fit(
 
 def _with_prior(codec, params):
     weights = flax.traverse_util.flatten_dict(params, sep="/")
-    return codec.replace(fast_entropy=exact.CheckerboardModel(weights))
+    return codec.replace(fast_entropy=bitstream.checkerboard.CheckerboardModel(weights))
 
 
 def main():

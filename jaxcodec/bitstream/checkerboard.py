@@ -99,13 +99,12 @@ class CheckerboardModel(exact.Network):
 
     def _hidden(self, levels, before, half, frames):
         """What is known of each band (n, N, BAND_WIDTH) of frames in the middle of stretches."""
-        unit = exact.UNIT * layout.LEVEL_DB / 20
-        x = [exact.rounded((before - layout.START_LEVEL) * unit)]
+        x = [exact.of_levels(before - layout.START_LEVEL)]
         for distance in layout.MIDDLE_NEIGHBORS:
             places = frames + distance * half
             known = ((half > 0) & (places >= 0) & (places < len(levels)))[:, None].astype(np.float64)
             beside = levels[np.where(known[:, 0], places, 0)]
-            x += [exact.rounded(known * (beside - before) * unit), exact.UNIT * known]
+            x += [exact.of_levels(known * (beside - before)), exact.UNIT * known]
         h = np.concatenate([*x, exact.UNIT * layout.middle_slots(len(levels))[frames]], axis=1)
         for number in range(2):
             h = self.dense_gelu(f"envelope_{number}", h)
@@ -115,7 +114,7 @@ class CheckerboardModel(exact.Network):
         """Magnitudes (T, F)."""
         member, sizes = exact.members(self.num_bins)
         expected = exact.rounded((steps.envelope - 2 * steps.steps) * 0.8)  # in units of 1/16 dB, to 1 / UNIT of 20 dB
-        shape = exact.rounded((levels - layout.START_LEVEL) * (exact.UNIT * layout.LEVEL_DB / 20))
+        shape = exact.of_levels(levels - layout.START_LEVEL)
         h = self.dense("input", np.concatenate([np.rint(expected @ member / sizes), shape], axis=1))
         for number in range(self.depth):
             self._block(f"block_{number}", h, slice(None))

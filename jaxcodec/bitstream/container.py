@@ -67,7 +67,7 @@ _BUNDLED = {
 PRESETS: tuple[dict, ...] = (_BUNDLED, _BUNDLED | {"block_frames": 64})
 
 # What a file may be coded with: it says itself which of several.
-Models = entropy.ProbabilityModel | Sequence[entropy.ProbabilityModel | None] | None
+Models = entropy.ProbabilityModel | Sequence[entropy.ProbabilityModel] | None
 
 
 class BitstreamError(ValueError):
@@ -672,8 +672,7 @@ def _shape(header: Header) -> str:
 def _model(header: Header, models: Models) -> entropy.ProbabilityModel:
     """The one of some models that the file was coded with; raises where there is none."""
     assert header.entropy_digest is not None
-    given = [models] if models is None or not isinstance(models, Sequence) else models
-    known = [model for model in given if model is not None]
+    known = models if isinstance(models, Sequence) else [] if models is None else [models]
     if not known:
         raise MissingEntropyModel(
             f"entropy coded with the tables {header.entropy_digest.hex()}, and none given: load the model file that has them"

@@ -57,8 +57,23 @@ class ProbabilityModel(Protocol):
         """What it is made of; the static method `from_arrays` takes it back, and raises ValueError where it cannot be."""
 
 
+class Digested:
+    """What is equal where its digest is, and known by that."""
+
+    digest: Any  # bytes, a property
+
+    def __eq__(self, other):
+        return isinstance(other, type(self)) and self.digest == other.digest
+
+    def __hash__(self):
+        return hash(self.digest)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.digest.hex()[:16]})"
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class EntropyModel:
+class EntropyModel(Digested):
     """Context chains and tables of Q codebooks. Equal models have equal digests.
 
     Raises:
@@ -120,15 +135,6 @@ class EntropyModel:
     def digest(self) -> bytes:
         """SHA-256 over names, shapes and little-endian contents, 32 bytes."""
         return digest(self.to_arrays())
-
-    def __eq__(self, other):
-        return isinstance(other, EntropyModel) and self.digest == other.digest
-
-    def __hash__(self):
-        return hash(self.digest)
-
-    def __repr__(self):
-        return f"EntropyModel({self.digest.hex()[:16]})"
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The four integer arrays by name; `from_arrays` takes them back."""

@@ -31,7 +31,7 @@ TOTAL = 2**entropy.PRECISION
 _THREADS = 4  # of blocks, at most: half of their work is Python's, of which there is one at a time
 
 
-class Network:
+class Network(entropy.Digested):
     """Weights in float16 by name, and the layers made of them. Equal ones have equal digests.
 
     Activations are float64 arrays (rows, C) of whole numbers. `shapes` says what a kind's weights are.
@@ -74,15 +74,6 @@ class Network:
     def digest(self) -> bytes:
         """SHA-256 over names, shapes and contents, 32 bytes."""
         return entropy.digest(self.weights, self.name)
-
-    def __eq__(self, other):
-        return isinstance(other, Network) and self.digest == other.digest
-
-    def __hash__(self):
-        return hash(self.digest)
-
-    def __repr__(self):
-        return f"{type(self).__name__}({self.digest.hex()[:16]})"
 
     def __str__(self):
         return f"{self.num_bins} coefficients and {layout.EXTRA} codes beside them"
@@ -184,8 +175,7 @@ class Network:
         """
         bands = self.band_groups[number]
         mix, kernel, bias = self._band_weights[number]
-        seen = rounded(changes * UNIT * layout.LEVEL_DB / 20)
-        h = gelu(rounded(hidden[:, bands] + np.rint(seen @ mix).reshape(len(seen), len(bands), -1)))
+        h = gelu(rounded(hidden[:, bands] + np.rint(of_levels(changes) @ mix).reshape(len(changes), len(bands), -1)))
         logits = rounded(np.matmul(h.transpose(1, 0, 2), kernel).transpose(1, 0, 2) + bias)
         depth = (np.maximum.reduce(logits, axis=-1, keepdims=True) - logits).astype(np.intp)
         sums = entropy.scaled_sums(exponentials().take(depth, mode="clip"))
@@ -262,6 +252,11 @@ def gelu(x):
 def _gelu_at(x):
     """GELU of whole numbers counted from -_GELU_RANGE on: zero below the first, of what is beyond LIMIT that."""
     return _gelu_table().take(x.astype(np.intp), mode="clip")
+
+
+def of_levels(levels):
+    """Levels of the envelope, or their changes, as the networks see them: in units of 20 dB."""
+    return rounded(levels * UNIT * layout.LEVEL_DB / 20)
 
 
 def compress(magnitudes):

@@ -158,7 +158,7 @@ class PriorModel(exact.Network):
 
     def _envelope_hidden(self, heard, levels_before, memory):
         """What the envelope's bands know of the frames before, (rows, N, 32)."""
-        before = exact.rounded((levels_before - layout.START_LEVEL) * exact.UNIT * layout.LEVEL_DB / 20)
+        before = exact.of_levels(levels_before - layout.START_LEVEL)
         trunk = self._trunk("envelope", np.concatenate([before, heard], axis=1), memory)
         return self.dense("hidden", trunk).reshape(len(trunk), layout.NUM_BANDS, -1)
 
@@ -169,9 +169,7 @@ class PriorModel(exact.Network):
             for before, then in zip(magnitudes, steps_before, strict=True)
         )
         expected = np.rint((steps.envelope - 2 * steps.steps) * 0.8)  # in units of 1/16 dB, to 1 / exact.UNIT of 20 dB
-        shapes = [
-            exact.rounded((x - layout.START_LEVEL) * exact.UNIT * layout.LEVEL_DB / 20) for x in (levels, levels_before)
-        ]
+        shapes = [exact.of_levels(x - layout.START_LEVEL) for x in (levels, levels_before)]
         trunk = self._trunk("trunk", np.concatenate([past, older, expected, *shapes], axis=1), memory)
         return trunk, np.stack([expected, past, older, exact.beside(past, 1)], axis=-1)
 

@@ -62,28 +62,17 @@ class CheckerboardPrior(nn.Module):
         return jnp.stack(bits)
 
     def _pass_logits(self, number, h, near):
-        size = near.shape[2]
-        small = nn.initializers.normal(0.01)
-        far = nn.Dense(3 * size, kernel_init=small, name=f"far_{number}")(nn.LayerNorm(name=f"norm_{number}")(h))
-        hidden = nn.gelu(nn.Dense(layout.NEAR_WIDTH, name=f"near_{number}")(near))
+        far, beside = scalar.pass_logits(number, h, near)
         worth = near[..., :1] >= layout.LEAST_EXPECTED  # below it nearly all are zero, and most are below it
-        return far.reshape(*far.shape[:-1], size, 3) + worth * nn.Dense(3, name=f"beside_{number}")(hidden)
+        return far + worth * beside
 
     def _envelope_logits(self, levels, mask):
         before, others = _middles(levels, mask)
-        num_bands, size = levels.shape[-1], layout.BAND_WIDTH
-        unit = layout.LEVEL_DB / 20
         slots = layout.middle_slots(levels.shape[1])[None].repeat(len(levels), axis=0)
-        x = jnp.concatenate([(before - layout.START_LEVEL) * unit, *others, slots], axis=-1)
+        x = jnp.concatenate([(before - layout.START_LEVEL) * (layout.LEVEL_DB / 20), *others, slots], axis=-1)
         for number in range(2):
             x = nn.gelu(nn.Dense(self.width, name=f"envelope_{number}")(x))
-        h = nn.Dense(num_bands * size, name="hidden")(x).reshape(*x.shape[:-1], num_bands, size)
-        earlier = layout.earlier(layout.CHECKER_BAND_ORDER).astype(np.float32)[:, :, None]
-        mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
-        h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", (levels - before) * unit, mix))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (num_bands, size, 2 * layout.MAX_CHANGE + 1))
-        bias = self.param("bias", nn.initializers.zeros, (num_bands, 2 * layout.MAX_CHANGE + 1))
-        return jnp.einsum("btnd,ndk->btnk", h, kernel) + bias[None, None]
+        return scalar.change_logits(self, x, levels - before, layout.CHECKER_BAND_ORDER)
 
 
 class _Block(nn.Module):
@@ -109,9 +98,7 @@ def _spread(x, frames, num_frames):
 
 def envelope_bits(logits, levels, mask):
     """Code length of levels (B, T, N), as changes from what lies before each, with logits (B, T, N, 2 * MAX_CHANGE + 1)."""
-    change = levels - _middles(levels, mask)[0] + layout.MAX_CHANGE
-    index = jnp.clip(change, 0, 2 * layout.MAX_CHANGE).astype(jnp.int32)
-    return -jnp.take_along_axis(nn.log_softmax(logits), index[..., None], axis=-1)[..., 0] / np.log(2)
+    return scalar.change_bits(logits, levels - _middles(levels, mask)[0])
 
 
 def _middles(levels, mask):
@@ -131,8 +118,7 @@ def _middles(levels, mask):
 
 def _rescaled(magnitudes, steps, distance):
     """Magnitudes (B, T, F) so many frames later, in steps of the present, as the prior sees them."""
-    change = jnp.clip(_later(steps, distance) - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB)
-    return scalar.compress(_later(magnitudes, distance) * envelope.db_to_amplitude(change))
+    return scalar.rescaled(_later(magnitudes, distance), _later(steps, distance) - steps)
 
 
 def _later(x, distance):
@@ -144,7 +130,4 @@ def _later(x, distance):
 
 def _mean(x, distance):
     """The mean of the coefficients `distance` below and above."""
-    if not distance:
-        return x
-    padded = jnp.pad(x, ((0, 0), (0, 0), (distance, distance)))
-    return (padded[..., : -2 * distance] + padded[..., 2 * distance :]) / 2
+    return scalar.beside(x, distance) if distance else x

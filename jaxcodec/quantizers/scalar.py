@@ -166,8 +166,8 @@ class Prior(nn.Module):
         for number, group in enumerate(layout.passes(num_bins)):
             # A new array for each pass: one that changes would be traced as it is in the end, and show what is coded now.
             seen = heard * layout.known(number, num_bins)[None, None].astype(np.float32)
-            beside = [_beside(seen, distance) for distance in layout.NEIGHBORS[number]]
-            near = jnp.stack([expected, past, older, _beside(past, 1), *beside], axis=-1)[:, :, group]
+            around = [beside(seen, distance) for distance in layout.NEIGHBORS[number]]
+            near = jnp.stack([expected, past, older, beside(past, 1), *around], axis=-1)[:, :, group]
             logits.append(self._group_logits(number, trunk, seen, near))
         order = np.argsort(np.concatenate(layout.passes(num_bins)))
         coefficients = jnp.concatenate(logits, axis=2)[:, :, order]
@@ -181,8 +181,7 @@ class Prior(nn.Module):
         for number in range(2):
             magnitudes = layers.previous(self, magnitudes, f"magnitudes_{number}")
             before = layers.previous(self, before, f"steps_{number}")
-            change = jnp.clip(before - steps, -layout.MAX_STEP_DB, layout.MAX_STEP_DB)
-            yield compress(magnitudes * envelope.db_to_amplitude(change))
+            yield rescaled(magnitudes, before - steps)
 
     def _trunk(self, name, width, depth, inputs, mask):
         x = nn.Dense(width, name=f"{name}_input")(jnp.concatenate(inputs, axis=-1))
@@ -194,36 +193,57 @@ class Prior(nn.Module):
 
     def _group_logits(self, number, h, seen, near):
         """Logits (B, T, G, 3) of the coefficients of a pass."""
-        size = near.shape[2]
         if number:
             h += nn.Dense(self.width, name=f"seen_{number}")(seen)
         up = nn.Dense(2 * self.width, name=f"up_{number}")(h)
         h += nn.Dense(self.width, name=f"down_{number}")(nn.gelu(up))
-        small = nn.initializers.normal(0.01)
-        far = nn.Dense(3 * size, kernel_init=small, name=f"far_{number}")(nn.LayerNorm(name=f"norm_{number}")(h))
-        hidden = nn.gelu(nn.Dense(layout.NEAR_WIDTH, name=f"near_{number}")(near))
-        return far.reshape(*far.shape[:-1], size, 3) + nn.Dense(3, name=f"beside_{number}")(hidden)
+        far, beside = pass_logits(number, h, near)
+        return far + beside
 
     def _envelope_logits(self, heard, levels, mask):
         """From what was heard in the frame before (B, T, F) and levels (B, T, N), of which no band sees itself."""
-        num_bands, size = levels.shape[-1], layout.BAND_WIDTH
         member = layout.bands(heard.shape[-1])
         before = layers.previous(self, levels - START_LEVEL, "levels")
         inputs = [before * (layout.LEVEL_DB / 20), heard @ (member / member.sum(0))]
         trunk = self._trunk("envelope", self.width // 2, layout.ENVELOPE_DEPTH, inputs, mask)
-        change = (levels - START_LEVEL - before) * (layout.LEVEL_DB / 20)
-        earlier = layout.earlier(layout.BAND_ORDER).astype(np.float32)[:, :, None]
-        mix = self.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
-        h = nn.Dense(num_bands * size, name="hidden")(trunk).reshape(*trunk.shape[:-1], num_bands, size)
-        h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change, mix))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (num_bands, size, 2 * MAX_CHANGE + 1))
-        bias = self.param("bias", nn.initializers.zeros, (num_bands, 2 * MAX_CHANGE + 1))
-        return jnp.einsum("btnd,ndk->btnk", h, kernel) + bias[None, None]
+        return change_logits(self, trunk, levels - START_LEVEL - before, layout.BAND_ORDER)
+
+
+def pass_logits(number, h, near):
+    """Logits (B, T, G, 3) of a pass, from what is known of frames (B, T, C) and from what lies beside each (B, T, G, n).
+
+    The layers are those of the module that calls it.
+    """
+    size, small = near.shape[2], nn.initializers.normal(0.01)
+    far = nn.Dense(3 * size, kernel_init=small, name=f"far_{number}")(nn.LayerNorm(name=f"norm_{number}")(h))
+    hidden = nn.gelu(nn.Dense(layout.NEAR_WIDTH, name=f"near_{number}")(near))
+    return far.reshape(*far.shape[:-1], size, 3), nn.Dense(3, name=f"beside_{number}")(hidden)
+
+
+def change_logits(module, known, change, order):
+    """Logits (B, T, N, 2 * MAX_CHANGE + 1) of changes of levels (B, T, N), by what is known of frames (B, T, C).
+
+    A band sees the changes of those before it in an order (N,). The layers are the module's, which calls it.
+    """
+    num_bands, size = change.shape[-1], layout.BAND_WIDTH
+    earlier = layout.earlier(order).astype(np.float32)[:, :, None]
+    mix = module.param("mix", nn.initializers.zeros, (num_bands, num_bands, size)) * earlier
+    h = nn.Dense(num_bands * size, name="hidden")(known).reshape(*known.shape[:-1], num_bands, size)
+    h = nn.gelu(h + jnp.einsum("btc,cnd->btnd", change * (layout.LEVEL_DB / 20), mix))
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), (num_bands, size, 2 * MAX_CHANGE + 1))
+    bias = module.param("bias", nn.initializers.zeros, (num_bands, 2 * MAX_CHANGE + 1))
+    return jnp.einsum("btnd,ndk->btnk", h, kernel) + bias[None, None]
 
 
 def compress(magnitudes):
     """Magnitudes as the prior sees them: linear below a step, a fourth root above. Square roots are the same everywhere."""
     return 4 * (jnp.sqrt(jnp.sqrt(1 + magnitudes)) - 1)
+
+
+def rescaled(magnitudes, change):
+    """Magnitudes in other steps as the prior sees them; `change` is what theirs are greater by, in dB."""
+    limited = jnp.clip(change, -layout.MAX_STEP_DB, layout.MAX_STEP_DB)
+    return compress(magnitudes * envelope.db_to_amplitude(limited))
 
 
 def coefficient_bits(logits, magnitudes):
@@ -240,7 +260,11 @@ def coefficient_bits(logits, magnitudes):
 
 def envelope_bits(logits, levels):
     """Code length of levels (B, T, N), as changes from the frame before, with logits (B, T, N, 2 * MAX_CHANGE + 1)."""
-    change = jnp.diff(levels, axis=1, prepend=START_LEVEL)
+    return change_bits(logits, jnp.diff(levels, axis=1, prepend=START_LEVEL))
+
+
+def change_bits(logits, change):
+    """The same of changes (B, T, N)."""
     index = jnp.clip(change + MAX_CHANGE, 0, 2 * MAX_CHANGE).astype(jnp.int32)
     return -jnp.take_along_axis(nn.log_softmax(logits), index[..., None], axis=-1)[..., 0] / np.log(2)
 
@@ -251,7 +275,7 @@ def _parts(codes):
     return frames[..., 0], frames[..., 1], frames[..., 2:EXTRA], frames[..., EXTRA:]
 
 
-def _beside(x, distance):
+def beside(x, distance):
     """The mean of the coefficients `distance` below and above."""
     padded = jnp.pad(x, ((0, 0), (0, 0), (distance, distance)))
     return (padded[..., : -2 * distance] + padded[..., 2 * distance :]) / 2
