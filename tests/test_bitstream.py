@@ -192,6 +192,27 @@ def test_files_read_together_are_what_they_are_alone_and_the_model_is_asked_once
     assert container.unpack_together(whole, None) == [None] * 3 and container.unpack_together([], model) == []
 
 
+@pytest.mark.parametrize("num_frames", [0, 20, 25, 49, 75, 101])
+def test_a_file_is_the_same_in_pieces_and_at_once_where_its_last_block_is_coded_beside_the_others(
+    codes, model, monkeypatch, num_frames
+):
+    given, sizes = np.tile(codes, 2)[:, :num_frames], []
+    encode_blocks = entropy.EntropyModel.encode_blocks
+
+    def noted(self, blocks):
+        sizes.append([block.shape[1] for block in blocks])
+        return encode_blocks(self, blocks)
+
+    monkeypatch.setattr(entropy.EntropyModel, "encode_blocks", noted)
+    at_once = pack(given, K, model, block_frames=25)
+    assert sizes == ([[25] * (num_frames // 25) + [num_frames % 25] * (num_frames % 25 > 0)] if num_frames else [])
+    packer = container.Packer._like(container._parse(at_once).header, model)
+    for start in range(0, num_frames, 13):
+        packer.add(given[:, start : start + 13], last=start + 13 >= num_frames)
+    assert packer.finish(container._parse(at_once).header.num_samples) == at_once
+    np.testing.assert_array_equal(container.unpack(at_once, model).codes, given)
+
+
 def test_blocks_that_change_places_or_come_from_another_file_are_damaged(codes):
     data, other = pack(codes, K, block_frames=25), pack((codes + 1) % K, K, block_frames=25, fingerprint=b"anything")
     first, second = container._parse(data).blocks[:2]

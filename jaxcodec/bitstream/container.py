@@ -201,7 +201,7 @@ def pack(codes: np.ndarray, *, num_samples: int, **fields) -> bytes:
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes must be integers of shape (Q, T), got {codes.dtype} of shape {codes.shape}.")
     packer = Packer(num_codebooks=codes.shape[0], **fields)
-    packer.add(codes)
+    packer.add(codes, last=True)
     return packer.finish(num_samples)
 
 
@@ -268,8 +268,8 @@ class Packer:
         packer._begin(fresh, entropy_model)
         return packer
 
-    def add(self, codes: np.ndarray) -> None:
-        """The next codes (Q, n)."""
+    def add(self, codes: np.ndarray, last: bool = False) -> None:
+        """The next codes (Q, n). Where they are the last, the block that they end in is coded beside the others."""
         codes, header = np.asarray(codes), self._header
         if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or len(codes) != header.num_codebooks:
             expected = f"({header.num_codebooks}, T)"
@@ -280,6 +280,8 @@ class Packer:
         self._num_frames += codes.shape[1]
         size = header.block_frames
         ends = [*range(size - self._pending.shape[1], codes.shape[1] + 1, size)]  # of whole blocks
+        if last and codes.shape[1] and ends[-1:] != [codes.shape[1]]:
+            ends.append(codes.shape[1])
         if not ends:
             self._pending = np.concatenate([self._pending, codes], axis=1)
             return

@@ -214,7 +214,7 @@ def _pack(codec, codes, num_samples, layout):
             f"codes have shape {codes.shape}, a clip of {num_samples} samples has (Q, {codec.num_frames(num_samples)})."
         )
     packer = _packer(codec, len(codes), layout)
-    packer.add(codes)
+    packer.add(codes, last=True)
     return packer.finish(num_samples)
 
 
