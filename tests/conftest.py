@@ -10,6 +10,7 @@ os.environ["NPROC"] = "32"
 import jax
 import pytest
 
+from jaxcodec.bitstream import exact, jit
 from tests import support
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +22,21 @@ def forgotten_programs():
     """Lets the compiled programs of each file go: Linux gives a process 65,530 mappings, and XLA crashes without one."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def blocks_by_numpy(monkeypatch):
+    """Has numpy code all blocks of files, however many, where a test does not say otherwise."""
+    monkeypatch.setattr(jit, "FRAMES_BEFORE", float("inf"))
+    monkeypatch.setattr(exact, "OPERATIONS", {"rounded": exact._rounded, "gelu": exact._gelu})
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def blocks_by(request, monkeypatch, blocks_by_numpy):
+    """Has blocks of files coded by each of the two in turn."""
+    if request.param == "numba":
+        monkeypatch.setattr(jit, "FRAMES_BEFORE", -1)
+        monkeypatch.setattr(exact, "OPERATIONS", jit.loops(0).OPERATIONS)
 
 
 @pytest.fixture(params=["mdct", "seanet"])

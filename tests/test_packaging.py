@@ -84,7 +84,8 @@ def test_every_package_that_is_imported_is_required_or_in_an_extra():
             assert distribution in known | optional, (path, name)
             if distribution not in known:
                 beyond.setdefault(path.relative_to(ROOT / "jaxcodec").parts[0], set()).add(name)
-    assert beyond.keys() == {"data", "evaluation", "training", "export"}
+    assert beyond.keys() == {"data", "evaluation", "training", "export", "bitstream"}
+    assert beyond["bitstream"] == {"numba"}
 
 
 def test_a_wheel_has_the_models_the_sample_corpus_and_the_page():
@@ -92,7 +93,7 @@ def test_a_wheel_has_the_models_the_sample_corpus_and_the_page():
     files = [
         path.relative_to(ROOT / "jaxcodec").as_posix() for path in (ROOT / "jaxcodec").rglob("*") if path.is_file()
     ]
-    files = [name for name in files if not name.endswith((".py", ".pyc"))]
+    files = [name for name in files if not name.endswith(".py") and "__pycache__/" not in name]
     assert {"models/speech_16khz_vbr.safetensors", "report/page/page.js", "datasets/sample/index.tsv"} <= set(files)
     assert not [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 

@@ -41,6 +41,7 @@ def wild_codes(rng):
     return wild
 
 
+@pytest.mark.usefixtures("blocks_by")
 def test_codes_come_back_whatever_they_are():
     coder, rng = model(), np.random.default_rng(1)
     wild = wild_codes(rng)
@@ -52,6 +53,7 @@ def test_codes_come_back_whatever_they_are():
     np.testing.assert_array_equal(decode(coder, coder.encode(noise), noise), noise)
 
 
+@pytest.mark.usefixtures("blocks_by")
 def test_blocks_decoded_side_by_side_are_what_they_are_alone():
     coder, rng = model(), np.random.default_rng(2)
     clips = [speech_codes(size, seed=size) for size in (3, 50, 0, 21, 50)] + [wild_codes(rng) for _ in range(3)]
@@ -67,6 +69,7 @@ def test_blocks_decoded_side_by_side_are_what_they_are_alone():
         np.testing.assert_array_equal(result, codes)
 
 
+@pytest.mark.usefixtures("blocks_by")
 def test_probabilities_are_those_of_the_network_that_was_trained():
     network, codes = scalar.Prior(32, 2), speech_codes(200)
     frames = jnp.asarray(codes.T, jnp.float32)[None]
@@ -158,6 +161,7 @@ def test_they_are_the_same_with_other_threads_and_on_a_processor_without_fused_p
     assert result.stdout.strip() == "True", result.stderr
 
 
+@pytest.mark.usefixtures("blocks_by")
 @pytest.mark.parametrize(
     "coder", [model(), checkerboard.CheckerboardModel(checkerboard_weights())], ids=lambda x: x.kind
 )

@@ -156,7 +156,9 @@ class CheckerboardModel(exact.Network):
         near = heard.beside(heard.places[rows, bins].ravel()[worth], layout.CHECKER_NEIGHBORS[number])
         near[0] = first[worth]
         weights = self.float64
-        hidden = self.gelu_after(weights[f"near_{number}/kernel"].T @ near, weights[f"near_{number}/bias"][:, None])
+        hidden = weights[f"near_{number}/kernel"].T @ near
+        hidden += weights[f"near_{number}/bias"][:, None]
+        hidden = exact.gelu(hidden)
         beside = weights[f"beside_{number}/kernel"].T @ hidden
         beside += weights[f"beside_{number}/bias"][:, None]
         logits[:, worth] += exact.rounded(beside)

@@ -290,8 +290,13 @@ def range_decoder(data: bytes):
 
     After the last symbol `maybe_exhausted` says whether it has come to the end as an encoder leaves it.
     """
+    return constriction().queue.RangeDecoder(words(data))
+
+
+def words(data: bytes) -> np.ndarray:
+    """What a range encoder wrote, as the 32-bit words (n,) uint32 that a decoder reads."""
     data = data.rstrip(b"\0")
-    return constriction().queue.RangeDecoder(np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32))
+    return np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
 
 
 def digest(arrays: dict[str, np.ndarray], prefix: bytes = b"") -> bytes:

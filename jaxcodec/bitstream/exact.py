@@ -13,7 +13,7 @@ import decimal
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -129,12 +129,9 @@ class Network(entropy.Digested):
 
     def dense_gelu(self, name, x):
         """GELU of a dense layer."""
-        return self.gelu_after(x @ self.float64[f"{name}/kernel"], self.float64[f"{name}/bias"])
-
-    def gelu_after(self, y, bias):
-        """GELU of a product, which is overwritten, and its bias."""
-        y += bias + _GELU_RANGE
-        return _gelu_at(np.rint(y, out=y))
+        y = x @ self.float64[f"{name}/kernel"]
+        y += self.float64[f"{name}/bias"]
+        return gelu(y)
 
     def norm(self, name, x):
         """Layer normalization: sums are exact, then one operation after the other."""
@@ -238,20 +235,30 @@ def _limited(x, limit):
     return np.minimum(np.maximum(x, -limit, out=x), limit, out=x)
 
 
-def rounded(x):
-    """Activations, in place."""
+def _rounded(x):
     return _limited(np.rint(x, out=x), LIMIT)
 
 
-def gelu(x):
-    """GELU of activations, which are overwritten."""
+def _gelu(x):
     x += _GELU_RANGE
-    return _gelu_at(x)
+    return gelu_table().take(np.rint(x, out=x).astype(np.intp), mode="clip")
 
 
-def _gelu_at(x):
-    """GELU of whole numbers counted from -_GELU_RANGE on: zero below the first, of what is beyond LIMIT that."""
-    return _gelu_table().take(x.astype(np.intp), mode="clip")
+# What is done to every number; they overwrite what they are given. `compiled` has faster ones.
+OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"rounded": _rounded, "gelu": _gelu}
+
+
+def rounded(x):
+    """Activations, in place."""
+    return OPERATIONS["rounded"](x)
+
+
+def gelu(x):
+    """GELU of activations, or of what is rounded to them, which is overwritten.
+
+    The table counts from -_GELU_RANGE on: what is less gives zero, of what is beyond LIMIT that.
+    """
+    return OPERATIONS["gelu"](x)
 
 
 def of_levels(levels):
@@ -336,7 +343,7 @@ def _sigmoid(x):
 
 
 @functools.cache
-def _gelu_table():
+def gelu_table():
     """GELU by its tanh (Hendrycks and Gimpel 2016) of whole numbers from -_GELU_RANGE on; above 8 it is the identity."""
     x = [decimal.Decimal(i) / UNIT for i in range(_GELU_RANGE + 1)]
     slope = 2 * _CONTEXT.sqrt(2 / decimal.Decimal("3.14159265358979323846264338327950288"))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcodec.bitstream import entropy, exact, symbols
+from jaxcodec.bitstream import entropy, exact, jit, symbols
 from jaxcodec.quantizers import layout
 
 
@@ -41,11 +41,14 @@ class PriorModel(exact.Network):
 
     def encode_blocks(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
         """What `encode` makes of each block, several at a time: numpy lets other threads work while it does."""
-        return exact.each(self._encode, blocks)
+        loops = jit.loops(sum(codes.shape[1] for codes in blocks))
+        return exact.each(functools.partial(self._encode, loops=loops), blocks)
 
-    def _encode(self, codes):
+    def _encode(self, codes, loops):
         if not codes.shape[1]:
             return b""
+        if loops is not None:
+            return loops.encode(self, codes, *self._predicted(codes))
         tables, frames = self.tables(codes), _Frames.of(codes)
         coder = symbols.Encoder()
         changes, magnitudes = _changes(frames.levels), np.abs(frames.coefficients)
@@ -65,6 +68,9 @@ class PriorModel(exact.Network):
 
     def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
         """Codes (num_codebooks, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` of one, side by side."""
+        loops = jit.loops(sum(sizes))
+        if loops is not None:
+            return exact.each(functools.partial(loops.decode, self), blocks, sizes)
         # The longest first: those at work are always the first ones.
         order = np.argsort(-np.asarray(sizes), kind="stable")
         lengths = np.asarray(sizes)[order]
@@ -109,6 +115,12 @@ class PriorModel(exact.Network):
 
     def tables(self, codes: np.ndarray) -> "Tables":
         """The frequencies with which each code of a block (Q, T) is coded, given those before it."""
+        changes, logits = self._predicted(codes)
+        rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
+        return Tables(changes, rows, tails)
+
+    def _predicted(self, codes):
+        """Frequencies less one (T, N, 2 * MAX_CHANGE + 1) of changes of the envelope, and logits (T, G, 3) of each pass."""
         frames = _Frames.of(codes)
         num_frames = codes.shape[1]
         state = _State.fresh(1, self.num_bins, self._blocks)
@@ -123,9 +135,7 @@ class PriorModel(exact.Network):
         for number, bands in enumerate(self.band_groups):
             envelope[:, bands] = self.change_rows(hidden, changes, number)
         context = self._context(before, steps_before, steps, frames.levels, levels_before, state.trunk)
-        logits = (self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS)))
-        rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
-        return Tables(envelope, rows, tails)
+        return envelope, [self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS))]
 
     # The network. Activations are float64 arrays (rows, C) of whole numbers; rows are lanes times frames.
 

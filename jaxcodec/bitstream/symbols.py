@@ -10,6 +10,8 @@ import numpy as np
 from jaxcodec.bitstream import entropy, exact
 from jaxcodec.quantizers import layout
 
+WRONG = "it cannot be decoded: the bytes are not this coder's."
+
 
 class Encoder:
     """Symbols to bytes."""
@@ -82,7 +84,7 @@ class Decoder:
             try:
                 return self.coder.decode(*model)
             except AssertionError:  # constriction's way to say that a quantile lies outside the range
-                self.problem = entropy.DamagedCodes("it cannot be decoded: the bytes are not this coder's.")
+                self.problem = entropy.DamagedCodes(WRONG)
         return zeros
 
     def symbols(self, rows):
