@@ -343,19 +343,29 @@ def _norm(weights, at, x, y):
 
 
 @_compiled
+def _convolution(weights, at, x, memory, y):
+    """A depthwise convolution of a frame and those before it, which `memory` (KERNEL_SIZE - 1, C) has."""
+    past, width = memory.shape
+    for k in range(past + 1):
+        seen, kernel = memory[k] if k < past else x, weights[at + k * width : at + (k + 1) * width]
+        for c in range(width):
+            y[c] = (y[c] if k else 0.0) + seen[c] * kernel[c]
+    for k in range(past):
+        older, newer = memory[k], memory[k + 1] if k + 1 < past else x
+        for c in range(width):
+            older[c] = newer[c]
+    return at + (past + 1) * width
+
+
+@_compiled
 def _trunk(table, weights, x, memory, out):
     """A trunk whose convolutions remember their last inputs, (D, KERNEL_SIZE - 1, C)."""
-    depth, past, width = memory.shape
+    width = len(out)
     h, y, wide = np.empty(width), np.empty(width), np.empty(layout.EXPANSION * width)
     norm = _dense(weights, np.int64(0), x, h)
     at = norm + 2 * width
-    for block in range(depth):
-        for c in range(width):
-            y[c] = h[c] * weights[at + past * width + c]
-            for k in range(past):
-                y[c] += memory[block, k, c] * weights[at + k * width + c]
-                memory[block, k, c] = memory[block, k + 1, c] if k + 1 < past else h[c]
-        at += (past + 1) * width
+    for block in range(len(memory)):
+        at = _convolution(weights, at, h, memory[block], y)
         scale = weights[at : at + width]
         _rounded(y)
         at = _norm(weights, at + width, y, y)
