@@ -53,7 +53,8 @@ def test_bytes_and_codes_are_those_of_numpy(model):
     for codes in clips:
         data = of_numpy(model, codes)
         assert of_numba(model, codes) == data
-        np.testing.assert_array_equal(compiled.decode(model, data, codes.shape[1]), codes, strict=True)
+        (decoded,) = compiled.decode(model, [data], [codes.shape[1]])
+        np.testing.assert_array_equal(decoded, codes, strict=True)
 
 
 def test_a_carry_goes_through_words_that_are_full():
@@ -84,11 +85,23 @@ def test_what_is_damaged_is_read_as_numpy_reads_it(model):
     sizes = [*len(broken) * [12], 0, 0, 0, 5]
     broken += [b"", b"\xff" * 8, b"\x01" * 9, data]
     expected = model.decode_blocks(broken, len(codes), sizes)
-    found = [compiled.decode(model, one, size) for one, size in zip(broken, sizes, strict=True)]
+    found = [compiled.decode(model, [one], [size])[0] for one, size in zip(broken, sizes, strict=True)]
     assert all(map(same, found, expected))
+    assert all(map(same, compiled.decode(model, broken, sizes), expected))
     problems = {str(one) for one in expected if isinstance(one, entropy.DamagedCodes)}
     assert len(problems) == 2
     assert sum(isinstance(one, np.ndarray) for one in expected) > 2
+
+
+def test_blocks_side_by_side_are_what_they_are_alone(model, monkeypatch):
+    clips = [scalar_codes(size, model.num_bins, seed=size) for size in (3, 20, 0, 11, 20, 1, 17, 20, 2)]
+    blocks, sizes = [of_numpy(model, codes) for codes in clips], [codes.shape[1] for codes in clips]
+    for lanes, cores in ((8, 1), (8, 4), (2, 1), (1, 2), (9, 20)):
+        monkeypatch.setattr(compiled, "_MAX_LANES", lanes)
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        for codes, decoded in zip(clips, compiled.decode(model, blocks, sizes), strict=True):
+            np.testing.assert_array_equal(decoded, codes, strict=True)
+    assert compiled.decode(model, [], []) == []
 
 
 def test_a_prior_of_many_frames_writes_and_reads_the_same_with_faster_operations(monkeypatch):
@@ -160,7 +173,7 @@ from tests import test_compiled as t
 from jaxcodec.bitstream import prior
 model, codes = prior.PriorModel(t.prior_weights()), t.scalar_codes(40)
 data = t.of_numba(model, codes)
-print(data == t.of_numpy(model, codes), (t.compiled.decode(model, data, 40) == codes).all())
+print(data == t.of_numpy(model, codes), (t.compiled.decode(model, [data], [40])[0] == codes).all())
 """
     assert run(script, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="").split() == ["True", "True"]
 

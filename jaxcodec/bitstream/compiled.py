@@ -11,6 +11,8 @@ compiled until this file changes.
 """
 
 import functools
+import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
@@ -25,6 +27,7 @@ _WORD, _PRECISION, _WHOLE = np.uint64(32), np.uint64(entropy.PRECISION), np.uint
 _ALPHABET = 2 * layout.MAX_CHANGE + 1
 _BAND_GROUPS = int(layout.BAND_ORDER.max()) + 1
 _PASSES = len(layout.NEIGHBORS)
+_MAX_LANES = 8  # blocks that are read side by side
 _NEAR = 4  # of what lies beside a coefficient: the envelope, the frame before and its neighbors, the one before that
 _OF_BANDS = ("mix", "kernel", "bias", "hidden/kernel", "hidden/bias")
 _called = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -68,12 +71,29 @@ def encode(model, codes: np.ndarray, changes: np.ndarray, logits) -> bytes:
     return _write(frames, changes, tuple(logits), _known(model).tables).astype("<u4").tobytes().rstrip(b"\0")
 
 
-def decode(model, data: bytes, num_frames: int):
-    """Codes (Q, num_frames) int32 of what `encode` wrote, or the `DamagedCodes` that the bytes are."""
-    codes, end = _read(entropy.words(data), num_frames, *_known(model))
-    if end != _FINE:
-        return entropy.DamagedCodes(symbols.WRONG if end == _WRONG else entropy.LEFT_OVER)
-    return np.ascontiguousarray(codes.T)
+def decode(model, blocks: Sequence[bytes], sizes: Sequence[int]) -> list:
+    """Codes (Q, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` that the bytes of one are.
+
+    On each core several blocks go side by side, as its weights are read from memory once for all of them.
+    """
+    order = np.argsort(-np.asarray(sizes), kind="stable")  # the longest first: those at work are always the first ones
+    groups = max(min(len(order), os.cpu_count() or 1), -(-len(order) // _MAX_LANES))
+    lanes = [order[number::groups] for number in range(groups)]
+    results: list = [None] * len(order)
+    for places, found in zip(lanes, exact.each(lambda x: _decode(model, blocks, sizes, x), lanes), strict=True):
+        for place, result in zip(places, found, strict=True):
+            results[place] = result
+    return results
+
+
+def _decode(model, blocks, sizes, places):
+    """What `decode` gives of some blocks, the longest first."""
+    words = [entropy.words(blocks[place]) for place in places]
+    ends, frames = np.cumsum([len(one) for one in words]), np.array([sizes[place] for place in places], np.int64)
+    codes, problems = _read(np.concatenate(words), ends, frames, *_known(model))
+    whole = (np.ascontiguousarray(one[:size].T) for one, size in zip(codes, frames, strict=True))
+    told = {_WRONG: symbols.WRONG, _LEFT_OVER: entropy.LEFT_OVER}
+    return [entropy.DamagedCodes(told[how]) if how else one for one, how in zip(whole, problems.tolist(), strict=True)]
 
 
 class _Known(NamedTuple):
@@ -243,19 +263,21 @@ def _at_end(coder, words):
     return near and np.int64(coder[_POSITION]) >= len(words)
 
 
-# The layers of `exact` for one frame.
+# The layers of `exact` for a frame of some lanes (L, C).
 
 
 @_compiled
 def _rounded(x):
-    for i in range(len(x)):
-        x[i] = min(max(np.rint(x[i]), -exact.LIMIT), exact.LIMIT)
+    flat = x.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = min(max(np.rint(flat[i]), -exact.LIMIT), exact.LIMIT)
 
 
 @_compiled
 def _rounded_sum(x, y, out):
-    for i in range(len(x)):
-        out[i] = x[i] + y[i]
+    for lane in range(len(x)):
+        for i in range(x.shape[1]):
+            out[lane, i] = x[lane, i] + y[lane, i]
     _rounded(out)
 
 
@@ -264,38 +286,61 @@ def _row(weights, at, i, size):
     return weights[at + i * size : at + (i + 1) * size]
 
 
+@_compiled
+def _used(x, used):
+    """The places of what is not zero in all lanes, and how many there are."""
+    count = 0
+    for i in range(x.shape[1]):
+        for lane in range(len(x)):
+            if x[lane, i] != 0:
+                used[count] = i
+                count += 1
+                break
+    return count
+
+
 @_in_any_order
 def _product(weights, at, x, y):
-    """A product with a matrix, to y, by four of its rows at a time: those that are not multiplied by zero."""
-    size, used, count = len(y), np.empty(len(x), np.int64), 0
-    for j in range(size):
-        y[j] = 0
-    for i in range(len(x)):
-        if x[i] != 0:
-            used[count] = i
-            count += 1
-    fours = count - count % 4
+    """A product with a matrix, to y, by four of its rows and two lanes at a time; rows multiplied by zero are not read."""
+    (lanes, size), used = y.shape, np.empty(x.shape[1], np.int64)
+    count = _used(x, used)
+    fours, pairs = count - count % 4, lanes - lanes % 2
+    for lane in range(lanes):
+        for j in range(size):
+            y[lane, j] = 0
     for k in range(0, fours, 4):
-        a, b, c, d = x[used[k]], x[used[k + 1]], x[used[k + 2]], x[used[k + 3]]
         p, q = _row(weights, at, used[k], size), _row(weights, at, used[k + 1], size)
         r, s = _row(weights, at, used[k + 2], size), _row(weights, at, used[k + 3], size)
-        for j in range(size):
-            y[j] += a * p[j] + b * q[j] + c * r[j] + d * s[j]
+        for lane in range(0, pairs, 2):
+            u, v, one, other = x[lane], x[lane + 1], y[lane], y[lane + 1]
+            a, b, c, d = u[used[k]], u[used[k + 1]], u[used[k + 2]], u[used[k + 3]]
+            e, f, g, h = v[used[k]], v[used[k + 1]], v[used[k + 2]], v[used[k + 3]]
+            for j in range(size):
+                one[j] += a * p[j] + b * q[j] + c * r[j] + d * s[j]
+                other[j] += e * p[j] + f * q[j] + g * r[j] + h * s[j]
+        if pairs < lanes:
+            u, one = x[pairs], y[pairs]
+            a, b, c, d = u[used[k]], u[used[k + 1]], u[used[k + 2]], u[used[k + 3]]
+            for j in range(size):
+                one[j] += a * p[j] + b * q[j] + c * r[j] + d * s[j]
     for k in range(fours, count):
-        a, p = x[used[k]], _row(weights, at, used[k], size)
-        for j in range(size):
-            y[j] += a * p[j]
-    return at + len(x) * size
+        p = _row(weights, at, used[k], size)
+        for lane in range(lanes):
+            a, one = x[lane, used[k]], y[lane]
+            for j in range(size):
+                one[j] += a * p[j]
+    return at + x.shape[1] * size
 
 
 @_compiled
 def _with_bias(weights, at, x, y):
     """A product and its bias, not rounded yet."""
     at = _product(weights, at, x, y)
-    bias = weights[at : at + len(y)]
-    for j in range(len(y)):
-        y[j] += exact.UNIT * bias[j]
-    return at + len(y)
+    bias = weights[at : at + y.shape[1]]
+    for lane in range(len(y)):
+        for j in range(len(bias)):
+            y[lane, j] += exact.UNIT * bias[j]
+    return at + len(bias)
 
 
 @_compiled
@@ -307,9 +352,9 @@ def _dense(weights, at, x, y):
 
 @_compiled
 def _gelu(table, x):
-    last = len(table) - 1
-    for i in range(len(x)):
-        x[i] = table[np.int64(min(max(np.rint(x[i]) + (last - exact.LIMIT), 0.0), np.float64(last)))]
+    flat, last = x.reshape(-1), len(table) - 1
+    for i in range(len(flat)):
+        flat[i] = table[np.int64(min(max(np.rint(flat[i]) + (last - exact.LIMIT), 0.0), np.float64(last)))]
 
 
 @_compiled
@@ -331,37 +376,38 @@ def _sums(x):
 
 @_compiled
 def _norm(weights, at, x, y):
-    size = len(x)
-    total, squares = _sums(x)
-    spread = size * squares - total * total
-    root = np.sqrt(spread + size * size * 1e-6 * exact.UNIT * exact.UNIT)
+    size = x.shape[1]
     scale, bias = weights[at : at + size], weights[at + size : at + 2 * size]
-    for i in range(size):
-        y[i] = (size * x[i] - total) / root * (exact.UNIT * scale[i]) + exact.UNIT * bias[i]
+    for lane in range(len(x)):
+        total, squares = _sums(x[lane])
+        spread = size * squares - total * total
+        root = np.sqrt(spread + size * size * 1e-6 * exact.UNIT * exact.UNIT)
+        given, out = x[lane], y[lane]
+        for i in range(size):
+            out[i] = (size * given[i] - total) / root * (exact.UNIT * scale[i]) + exact.UNIT * bias[i]
     _rounded(y)
     return at + 2 * size
 
 
 @_compiled
-def _convolution(weights, at, x, memory, y):
-    """A depthwise convolution of a frame and those before it, which `memory` (KERNEL_SIZE - 1, C) has."""
-    past, width = memory.shape
-    for k in range(past + 1):
-        seen, kernel = memory[k] if k < past else x, weights[at + k * width : at + (k + 1) * width]
+def _convolution(weights, at, h, memory, y):
+    """A depthwise convolution of a frame and those before it, which `memory` (L, KERNEL_SIZE - 1, C) has."""
+    past, width = memory.shape[1:]
+    for lane in range(len(h)):
+        now, before, out = h[lane], memory[lane], y[lane]
         for c in range(width):
-            y[c] = (y[c] if k else 0.0) + seen[c] * kernel[c]
-    for k in range(past):
-        older, newer = memory[k], memory[k + 1] if k + 1 < past else x
-        for c in range(width):
-            older[c] = newer[c]
+            out[c] = now[c] * weights[at + past * width + c]
+            for k in range(past):
+                out[c] += before[k, c] * weights[at + k * width + c]
+                before[k, c] = before[k + 1, c] if k + 1 < past else now[c]
     return at + (past + 1) * width
 
 
 @_compiled
 def _trunk(table, weights, x, memory, out):
-    """A trunk whose convolutions remember their last inputs, (D, KERNEL_SIZE - 1, C)."""
-    width = len(out)
-    h, y, wide = np.empty(width), np.empty(width), np.empty(layout.EXPANSION * width)
+    """A trunk whose convolutions remember their last inputs, (D, L, KERNEL_SIZE - 1, C)."""
+    lanes, width = out.shape
+    h, y, wide = np.empty_like(out), np.empty_like(out), np.empty((lanes, layout.EXPANSION * width))
     norm = _dense(weights, np.int64(0), x, h)
     at = norm + 2 * width
     for block in range(len(memory)):
@@ -371,8 +417,9 @@ def _trunk(table, weights, x, memory, out):
         at = _norm(weights, at + width, y, y)
         at = _dense_gelu(table, weights, at, y, wide)
         at = _dense(weights, at, wide, y)
-        for c in range(width):
-            y[c] *= scale[c]
+        for lane in range(lanes):
+            for c in range(width):
+                y[lane, c] *= scale[c]
         _rounded_sum(h, y, h)
     _norm(weights, norm, h, out)
 
@@ -422,17 +469,18 @@ def _for_each(weights, at, x, y):
 
 @_compiled
 def _hidden(weights, of_bands, magnitudes, levels, memory, tables, hidden):
-    """What the bands know of the frames before, (N * BAND_WIDTH,)."""
-    bins, bands = tables.member.shape
-    x, trunk = np.empty(2 * bands), np.empty(memory.shape[2])
-    for band in range(bands):
-        x[band], x[bands + band] = _of_level(levels[band] - layout.START_LEVEL), 0
-    for i in range(bins):
-        heard = _compressed(magnitudes[i])
+    """What the bands know of the frames before, (L, N * BAND_WIDTH)."""
+    (bins, bands), lanes = tables.member.shape, len(hidden)
+    x, trunk = np.empty((lanes, 2 * bands)), np.empty((lanes, memory.shape[3]))
+    for lane in range(lanes):
         for band in range(bands):
-            x[bands + band] += heard * tables.member[i, band]
-    for band in range(bands):
-        x[bands + band] = np.rint(x[bands + band] / tables.sizes[band])
+            x[lane, band], x[lane, bands + band] = _of_level(levels[lane, band] - layout.START_LEVEL), 0
+        for i in range(bins):
+            heard = _compressed(magnitudes[lane, i])
+            for band in range(bands):
+                x[lane, bands + band] += heard * tables.member[i, band]
+        for band in range(bands):
+            x[lane, bands + band] = np.rint(x[lane, bands + band] / tables.sizes[band])
     _trunk(tables.gelu, weights, x, memory, trunk)
     _dense(of_bands, bands * (bands * layout.BAND_WIDTH + (layout.BAND_WIDTH + 1) * _ALPHABET), trunk, hidden)
 
@@ -443,24 +491,24 @@ def _change_frequencies(weights, band, group, hidden, seen, tables, row):
     bands, width = len(seen), layout.BAND_WIDTH
     kernel = bands * bands * width  # the mix comes before it
     bias = kernel + bands * width * _ALPHABET
-    h = np.empty(width)
+    h, logits = np.empty((1, width)), np.empty((1, _ALPHABET))
     for i in range(width):
-        h[i] = 0
+        h[0, i] = 0
         for other in range(bands):
             if tables.band_order[other] < group:
-                h[i] += seen[other] * weights[(other * bands + band) * width + i]
-        h[i] = hidden[band * width + i] + np.rint(h[i])
+                h[0, i] += seen[other] * weights[(other * bands + band) * width + i]
+        h[0, i] = hidden[band * width + i] + np.rint(h[0, i])
     _rounded(h)
     _gelu(tables.gelu, h)
-    _product(weights, kernel + band * width * _ALPHABET, h, row)
+    _product(weights, kernel + band * width * _ALPHABET, h, logits)
     for i in range(_ALPHABET):
-        row[i] += exact.UNIT * weights[bias + band * _ALPHABET + i]
-    _rounded(row)
-    most, total, last = row[0], np.int64(0), len(tables.exponentials) - 1
+        logits[0, i] += exact.UNIT * weights[bias + band * _ALPHABET + i]
+    _rounded(logits)
+    most, total, last = logits[0, 0], np.int64(0), len(tables.exponentials) - 1
     for i in range(_ALPHABET):
-        most = max(most, row[i])
+        most = max(most, logits[0, i])
     for i in range(_ALPHABET):
-        row[i] = tables.exponentials[min(np.int64(most - row[i]), last)]
+        row[i] = tables.exponentials[min(np.int64(most - logits[0, i]), last)]
         total += np.int64(row[i])
     below, edge = np.int64(0), np.int64(0)
     for i in range(_ALPHABET):
@@ -497,51 +545,53 @@ def _rescaled(magnitudes, then, now, powers, out):
 @_compiled
 def _seen(near, levels, before, memory, weights, table, out):
     """What the trunk makes of what is near, and of the levels of two frames."""
-    bins, bands = near.shape[1], len(levels)
-    x = np.empty(3 * bins + 2 * bands)
-    for i in range(bins):
-        x[i], x[bins + i], x[2 * bins + i] = near[1, i], near[2, i], near[0, i]
-    for band in range(bands):
-        x[3 * bins + band] = _of_level(levels[band] - layout.START_LEVEL)
-        x[3 * bins + bands + band] = _of_level(before[band] - layout.START_LEVEL)
+    bins, bands = near.shape[2], levels.shape[1]
+    x = np.empty((len(out), 3 * bins + 2 * bands))
+    for lane in range(len(out)):
+        for i in range(bins):
+            x[lane, i], x[lane, bins + i], x[lane, 2 * bins + i] = near[lane, 1, i], near[lane, 2, i], near[lane, 0, i]
+        for band in range(bands):
+            x[lane, 3 * bins + band] = _of_level(levels[lane, band] - layout.START_LEVEL)
+            x[lane, 3 * bins + bands + band] = _of_level(before[lane, band] - layout.START_LEVEL)
     _trunk(table, weights, x, memory, out)
 
 
 @_compiled
 def _logits(number, weights, at, trunk, near, magnitudes, tables, logits):
-    """Logits (G, 3) of the coefficients of a pass, and where the next one's weights are."""
-    width, count = len(trunk), len(logits)
-    h, y, wide, far = np.empty(width), np.zeros(width), np.empty(2 * width), np.empty(3 * count)
-    inputs = _NEAR
+    """Logits (L, G, 3) of the coefficients of a pass, and where the next one's weights are."""
+    lanes, width = trunk.shape
+    first, distance, count = tables.passes[number]
+    h, y, wide = np.empty_like(trunk), np.zeros_like(trunk), np.empty((lanes, 2 * width))
+    far, inputs = np.empty((lanes, 3 * count)), _NEAR
     if number:
-        seen = np.empty(len(magnitudes))
-        for i in range(len(seen)):
-            seen[i] = _compressed(magnitudes[i])
+        seen = np.empty((lanes, magnitudes.shape[1]))
+        for lane in range(lanes):
+            for i in range(seen.shape[1]):
+                seen[lane, i] = _compressed(magnitudes[lane, i])
+            for k in range(tables.neighbors.shape[1]):
+                _beside(seen[lane], tables.neighbors[number, k], near[lane, _NEAR + k])
+        inputs += tables.neighbors.shape[1]
         at = _dense(weights, at, seen, y)
-        for distance in tables.neighbors[number]:
-            _beside(seen, distance, near[inputs])
-            inputs += 1
     _rounded_sum(trunk, y, h)
     at = _dense_gelu(tables.gelu, weights, at, h, wide)
     at = _dense(weights, at, wide, y)
     _rounded_sum(h, y, h)
     at = _norm(weights, at, h, y)
     at = _dense(weights, at, y, far)
-    x, hidden = np.empty((inputs, count)), np.empty((layout.NEAR_WIDTH, count))
-    first, distance, _ = tables.passes[number]
-    for k in range(inputs):
+    x, hidden, beside = np.empty((inputs, count)), np.empty((layout.NEAR_WIDTH, count)), np.empty((3, count))
+    end = at
+    for lane in range(lanes):
+        for k in range(inputs):
+            for i in range(count):
+                x[k, i] = near[lane, k, first + i * distance]
+        end = _for_each(weights, at, x, hidden)
+        _gelu(tables.gelu, hidden)
+        end = _for_each(weights, end, hidden, beside)
+        _rounded(beside)
         for i in range(count):
-            x[k, i] = near[k, first + i * distance]
-    at = _for_each(weights, at, x, hidden)
-    for unit in range(layout.NEAR_WIDTH):
-        _gelu(tables.gelu, hidden[unit])
-    beside = np.empty((3, count))
-    at = _for_each(weights, at, hidden, beside)
-    for c in range(3):
-        _rounded(beside[c])
-        for i in range(count):
-            logits[i, c] = beside[c, i] + far[3 * i + c]
-    return at
+            for c in range(3):
+                logits[lane, i, c] = beside[c, i] + far[lane, 3 * i + c]
+    return end
 
 
 # What is coded of a frame. A writer finds in the arrays what a reader puts there.
@@ -651,58 +701,81 @@ def _coder(writing):
 
 
 @_called
-def _read(words, num_frames, width, depth, weights, tables):
-    """Codes (T, Q) of a block, and how it ends."""
-    bins, bands = tables.member.shape
-    codes, coder = np.zeros((num_frames, bins + layout.EXTRA), np.int32), _coder(False)
-    _next(coder, words)
-    _next(coder, words)
-    envelope_memory = np.zeros((layout.ENVELOPE_DEPTH, layout.KERNEL_SIZE - 1, width // 2))
-    memory = np.zeros((depth, layout.KERNEL_SIZE - 1, width))
-    head, levels, before = np.zeros(2), np.empty(bands), np.empty(bands)
-    steps, magnitudes = np.zeros((3, bins)), np.zeros((3, bins))  # of this frame, of the last, of the one before
-    hidden, row = np.empty(bands * layout.BAND_WIDTH), np.empty(_ALPHABET)
-    changes, seen = np.zeros(bands, np.int64), np.empty(bands)
-    near, trunk, logits = np.empty((_NEAR + tables.neighbors.shape[1], bins)), np.empty(width), np.empty((bins, 3))
-    for band in range(bands):
-        levels[band] = layout.START_LEVEL
-    for t in range(num_frames):
-        _code_head(coder, words, head, head, tables.stay, t == 0)
-        _hidden(weights.envelope, weights.bands, magnitudes[1], levels, envelope_memory, tables, hidden)
-        for group in range(_BAND_GROUPS):
-            for band in range(bands):
-                if tables.band_order[band] == group:
-                    _change_frequencies(weights.bands, band, group, hidden, seen, tables, row)
-                    changes[band] = _code_change(coder, words, row, np.int64(0))
-            _code_beyond_changes(coder, words, group, changes, changes, tables)
-            for band in range(bands):
-                seen[band] = _of_level(np.float64(changes[band]))
+def _read(words, ends, sizes, width, depth, weights, tables):
+    """Codes (L, T, Q) of blocks side by side, of which the longest are first, and how each ends."""
+    (bins, bands), lanes = tables.member.shape, len(sizes)
+    codes, problems = np.zeros((lanes, sizes[0], bins + layout.EXTRA), np.int32), np.zeros(lanes, np.int64)
+    coders = np.zeros((lanes, 6), np.uint64)
+    envelope_memory = np.zeros((layout.ENVELOPE_DEPTH, lanes, layout.KERNEL_SIZE - 1, width // 2))
+    memory = np.zeros((depth, lanes, layout.KERNEL_SIZE - 1, width))
+    heads, levels, before = np.zeros((lanes, 2)), np.empty((lanes, bands)), np.empty((lanes, bands))
+    # Of this frame, of the last, of the one before.
+    steps, magnitudes = np.zeros((3, lanes, bins)), np.zeros((3, lanes, bins))
+    near, row = np.empty((lanes, _NEAR + tables.neighbors.shape[1], bins)), np.empty(_ALPHABET)
+    changes, seen = np.zeros((lanes, bands), np.int64), np.empty(bands)
+    for lane in range(lanes):
+        coders[lane] = _coder(False)
+        _next(coders[lane], _of_lane(words, ends, lane))
+        _next(coders[lane], _of_lane(words, ends, lane))
         for band in range(bands):
-            before[band] = levels[band]
-            level = levels[band] + changes[band]
-            levels[band] = min(max(level, -layout.MAX_CODE - 1.0), np.float64(layout.MAX_CODE))
-        _steps(head, levels, tables, steps[0], near[0])
-        for age in range(1, 3):
-            _rescaled(magnitudes[age], steps[age], steps[0], tables.powers, near[age])
-        _beside(near[1], np.int64(1), near[3])
+            levels[lane, band] = layout.START_LEVEL
+    for t in range(sizes[0]):
+        while sizes[lanes - 1] <= t:
+            lanes -= 1
+        hidden, trunk = np.empty((lanes, bands * layout.BAND_WIDTH)), np.empty((lanes, width))
+        _hidden(weights.envelope, weights.bands, magnitudes[1], levels, envelope_memory, tables, hidden)
+        for lane in range(lanes):
+            coder, some = coders[lane], _of_lane(words, ends, lane)
+            _code_head(coder, some, heads[lane], heads[lane], tables.stay, t == 0)
+            for group in range(_BAND_GROUPS):
+                for band in range(bands):
+                    if tables.band_order[band] == group:
+                        _change_frequencies(weights.bands, band, group, hidden[lane], seen, tables, row)
+                        changes[lane, band] = _code_change(coder, some, row, np.int64(0))
+                _code_beyond_changes(coder, some, group, changes[lane], changes[lane], tables)
+                for band in range(bands):
+                    seen[band] = _of_level(np.float64(changes[lane, band]))
+            for band in range(bands):
+                before[lane, band] = levels[lane, band]
+                level = levels[lane, band] + changes[lane, band]
+                levels[lane, band] = min(max(level, -layout.MAX_CODE - 1.0), np.float64(layout.MAX_CODE))
+            _steps(heads[lane], levels[lane], tables, steps[0, lane], near[lane, 0])
+            for age in range(1, 3):
+                _rescaled(magnitudes[age, lane], steps[age, lane], steps[0, lane], tables.powers, near[lane, age])
+            _beside(near[lane, 1], np.int64(1), near[lane, 3])
+            for i in range(bins):
+                magnitudes[0, lane, i] = 0
         _seen(near, levels, before, memory, weights.trunk, tables.gelu, trunk)
-        for i in range(bins):
-            magnitudes[0, i] = 0
         at = np.int64(0)
         for number in range(_PASSES):
-            some = logits[: tables.passes[number, 2]]
-            at = _logits(number, weights.passes, at, trunk, near, magnitudes[0], tables, some)
-            _code_magnitudes(coder, words, some, number, magnitudes[0], tables)
-        _code_signs(coder, words, magnitudes[0], codes[t, layout.EXTRA :])
-        codes[t, 0], codes[t, 1] = head[0], head[1]
-        for band in range(bands):
-            codes[t, 2 + band] = levels[band]
-        if coder[_PROBLEM]:
-            return codes, _WRONG
-        for i in range(bins):
-            for age in range(2, 0, -1):
-                steps[age, i], magnitudes[age, i] = steps[age - 1, i], magnitudes[age - 1, i]
-    return codes, _FINE if _at_end(coder, words) else _LEFT_OVER
+            logits = np.empty((lanes, tables.passes[number, 2], 3))
+            at = _logits(number, weights.passes, at, trunk, near, magnitudes[0], tables, logits)
+            for lane in range(lanes):
+                some = _of_lane(words, ends, lane)
+                _code_magnitudes(coders[lane], some, logits[lane], number, magnitudes[0, lane], tables)
+        for lane in range(lanes):
+            code = codes[lane, t]
+            _code_signs(coders[lane], _of_lane(words, ends, lane), magnitudes[0, lane], code[layout.EXTRA :])
+            code[0], code[1] = heads[lane, 0], heads[lane, 1]
+            for band in range(bands):
+                code[2 + band] = levels[lane, band]
+            for i in range(bins):
+                for age in range(2, 0, -1):
+                    steps[age, lane, i], magnitudes[age, lane, i] = (
+                        steps[age - 1, lane, i],
+                        magnitudes[age - 1, lane, i],
+                    )
+    for lane in range(len(sizes)):
+        if coders[lane, _PROBLEM]:
+            problems[lane] = _WRONG
+        elif not _at_end(coders[lane], _of_lane(words, ends, lane)):
+            problems[lane] = _LEFT_OVER
+    return codes, problems
+
+
+@_compiled
+def _of_lane(words, ends, lane):
+    return words[(ends[lane - 1] if lane else 0) : ends[lane]]
 
 
 @_called

@@ -70,7 +70,7 @@ class PriorModel(exact.Network):
         """Codes (num_codebooks, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` of one, side by side."""
         loops = jit.loops(sum(sizes))
         if loops is not None:
-            return exact.each(functools.partial(loops.decode, self), blocks, sizes)
+            return loops.decode(self, blocks, sizes)
         # The longest first: those at work are always the first ones.
         order = np.argsort(-np.asarray(sizes), kind="stable")
         lengths = np.asarray(sizes)[order]
