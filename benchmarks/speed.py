@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jaxcodec
 from jaxcodec import audio as audio_files, codec as codec_module, training as training_module
+from jaxcodec.bitstream import jit
 from jaxcodec.inference import functions
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,7 @@ def main():
         cases |= codec_cases("tokens by one beam in bfloat16", fastest, shapes, streams)
     if "files" in args.model:
         cases |= codec_cases("fast files", jaxcodec.load("files"), shapes, False, fast=True)
+        cases |= codec_cases("files by blocks of 1.28 s", jaxcodec.load("files"), shapes, False, block_seconds=1.28)
     cases |= {f"train step, {name}": training(name) for name in ("telugu", "telugu_vbr")}
     cases |= start_cases(args.model) | opus_cases()
     if any(title.startswith("peer") for title in args.only):
@@ -80,21 +82,22 @@ def main():
         PAGE.write_text(head + MARK + table(result) + "<!-- end" + rest.partition("<!-- end")[2])
 
 
-def codec_cases(name, codec, shapes, streams, fast=False):
-    """{title: (function, seconds of audio)} of a codec; of fast files what differs."""
+def codec_cases(name, codec, shapes, streams, **layout):
+    """{title: (function, seconds of audio)} of a codec; of files of another layout what differs."""
     cases = {}
+    jit.FRAMES_BEFORE = jit.FRAMES_BEFORE_COMPILING = -1  # as in a process that has coded for a while
     for batch, seconds in shapes:
         clips = list(speech(batch * seconds).reshape(batch, -1))
         codes, shape = jaxcodec.encode(codec, clips), f"{name}, {batch} x {seconds} s"
         lengths = [len(clip) for clip in clips]
-        data = jaxcodec.pack(codec, codes, lengths, fast=fast)
+        data = jaxcodec.pack(codec, codes, lengths, **layout)
         for title, function in {
             "encode": lambda clips=clips: jaxcodec.encode(codec, clips),
             "decode": lambda codes=codes, lengths=lengths: jaxcodec.decode(codec, codes, lengths),
-            "compress": lambda clips=clips: jaxcodec.compress(codec, clips, fast=fast),
+            "compress": lambda clips=clips: jaxcodec.compress(codec, clips, **layout),
             "decompress": lambda data=data: jaxcodec.decompress(codec, data),
         }.items():
-            if "press" in title or not fast:
+            if "press" in title or not layout:
                 cases[f"{title}, {shape}"] = function, batch * seconds
     for listeners in STREAMS if streams else ():
         chunk = speech(60)[: listeners * codec.hop_length].reshape(listeners, -1)

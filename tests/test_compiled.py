@@ -135,11 +135,17 @@ def test_operations_are_those_of_numpy_in_whatever_order_numbers_lie():
 
 
 def test_numba_is_used_once_its_start_is_worth_it_and_where_it_can_be(monkeypatch):
-    monkeypatch.setattr(jit, "FRAMES_BEFORE", 100)
-    monkeypatch.setattr(jit, "_frames", 0)
+    for name, frames in {"FRAMES_BEFORE": 100, "FRAMES_BEFORE_COMPILING": 1000, "_frames": 0}.items():
+        monkeypatch.setattr(jit, name, frames)
+    monkeypatch.setattr(compiled, "kept", lambda: True)
     assert jit.loops(60) is None
+    assert exact.OPERATIONS["gelu"] is exact._gelu
     assert jit.loops(60) is compiled
+    assert exact.OPERATIONS == compiled.OPERATIONS
     assert jit.loops(1) is compiled
+    monkeypatch.setattr(compiled, "kept", lambda: False)
+    assert jit.loops(500) is None
+    assert jit.loops(500) is compiled
     jit._compiled.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "DISABLE_JIT", True)
@@ -152,13 +158,26 @@ def test_numba_is_used_once_its_start_is_worth_it_and_where_it_can_be(monkeypatc
     assert jit.loops(1) is compiled
 
 
+def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
+    script = """
+from tests import test_compiled as t
+from jaxcodec.bitstream import prior
+print(t.compiled.kept())
+t.compiled.decode(prior.PriorModel(t.prior_weights()), [b""], [0])
+print(t.compiled.kept(), sum(t.compiled._read.stats.cache_hits.values()))
+"""
+    cache = str(tmp_path)
+    assert run(script, NUMBA_CACHE_DIR=cache).split() == ["False", "True", "0"]
+    assert run(script, NUMBA_CACHE_DIR=cache).split() == ["True", "True", "1"]
+
+
 def test_where_nothing_can_be_kept_numpy_codes(tmp_path):
     # As root any folder can be written to: numba is told of none.
     script = """
 import numba.core.caching as caching
 caching.CacheImpl._locator_classes = []
 from jaxcodec.bitstream import jit
-jit.FRAMES_BEFORE = -1
+jit.FRAMES_BEFORE = jit.FRAMES_BEFORE_COMPILING = -1
 from tests.fuzz_bitstream import prior_weights, scalar_codes
 from jaxcodec.bitstream import prior
 model, codes = prior.PriorModel(prior_weights()), scalar_codes(5)

@@ -12,6 +12,7 @@ compiled until this file changes.
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -101,6 +102,12 @@ class _Known(NamedTuple):
     depth: int
     weights: Weights
     tables: Tables
+
+
+def kept() -> bool:
+    """Whether the reader was compiled before, by this process or another."""
+    folder = _read.stats.cache_path
+    return folder is not None and any(pathlib.Path(folder).glob("compiled._read-*.nbi"))
 
 
 @functools.lru_cache(8)
@@ -814,4 +821,3 @@ OPERATIONS = {
     "rounded": functools.partial(_everywhere, _round_all, exact.OPERATIONS["rounded"]),
     "gelu": functools.partial(_everywhere, lambda x: _gelu_all(x, exact.gelu_table()), exact.OPERATIONS["gelu"]),
 }
-exact.OPERATIONS.update(OPERATIONS)

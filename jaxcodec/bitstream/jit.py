@@ -3,9 +3,11 @@
 import functools
 from types import ModuleType
 
-FRAMES_BEFORE = (
-    1500  # that numpy codes in a process: less time than it takes to import numba and to load what it compiled
-)
+from jaxcodec.bitstream import exact
+
+# Frames that numpy codes in a process first: about as long as it takes to import numba and to read what it compiled, and
+# as long as it takes to compile where that was not done yet.
+FRAMES_BEFORE, FRAMES_BEFORE_COMPILING = 1500, 30_000
 _frames = 0
 
 
@@ -13,7 +15,11 @@ def loops(num_frames: int) -> ModuleType | None:
     """`compiled` where it is worth its start for so many more frames, None where it is not or cannot be used."""
     global _frames
     _frames += num_frames
-    return _compiled() if _frames > FRAMES_BEFORE else None
+    module = _compiled() if _frames > FRAMES_BEFORE else None
+    if module is None or not (module.kept() or _frames > FRAMES_BEFORE_COMPILING):
+        return None
+    exact.OPERATIONS.update(module.OPERATIONS)
+    return module
 
 
 @functools.cache
