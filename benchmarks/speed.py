@@ -56,6 +56,7 @@ def main():
     parser.add_argument("--peers_python", default=sys.executable)
     parser.add_argument("--out", help="JSON; with it the table of docs/performance.md is written too")
     args = parser.parse_args()
+    jit.FRAMES_BEFORE = jit.FRAMES_BEFORE_COMPILING = -1  # as in a process that has coded for a while
     cases, shapes = {}, [SHAPES[shape] for shape in args.shapes]
     streams = any(title.startswith("stream") for title in args.only)
     for name in args.model:
@@ -85,7 +86,6 @@ def main():
 def codec_cases(name, codec, shapes, streams, **layout):
     """{title: (function, seconds of audio)} of a codec; of files of another layout what differs."""
     cases = {}
-    jit.FRAMES_BEFORE = jit.FRAMES_BEFORE_COMPILING = -1  # as in a process that has coded for a while
     for batch, seconds in shapes:
         clips = list(speech(batch * seconds).reshape(batch, -1))
         codes, shape = jaxcodec.encode(codec, clips), f"{name}, {batch} x {seconds} s"
