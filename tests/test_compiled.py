@@ -169,6 +169,9 @@ print(t.compiled.kept(), sum(t.compiled._read.stats.cache_hits.values()))
     cache = str(tmp_path)
     assert run(script, NUMBA_CACHE_DIR=cache).split() == ["False", "True", "0"]
     assert run(script, NUMBA_CACHE_DIR=cache).split() == ["True", "True", "1"]
+    (index,) = tmp_path.rglob("compiled._read-*.nbi")
+    os.utime(index, (0, 0))  # of an earlier version of the package
+    assert run(script, NUMBA_CACHE_DIR=cache).split()[0] == "False"
 
 
 def test_where_nothing_can_be_kept_numpy_codes(tmp_path):

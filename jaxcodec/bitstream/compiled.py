@@ -105,9 +105,10 @@ class _Known(NamedTuple):
 
 
 def kept() -> bool:
-    """Whether the reader was compiled before, by this process or another."""
-    folder = _read.stats.cache_path
-    return folder is not None and any(pathlib.Path(folder).glob("compiled._read-*.nbi"))
+    """Whether the reader was compiled before, by this process or another, since this file is as it is."""
+    folder, written = _read.stats.cache_path, pathlib.Path(__file__).stat().st_mtime
+    found = pathlib.Path(folder).glob("compiled._read-*.nbi") if folder is not None else ()
+    return any(index.stat().st_mtime >= written for index in found)
 
 
 @functools.lru_cache(8)
