@@ -69,7 +69,7 @@ def encode(model, codes: np.ndarray, changes: np.ndarray, logits) -> bytes:
     From the frequencies less one (T, N, K) of changes of the envelope, and logits (T, G, 3) of each pass.
     """
     frames = np.array(codes.T, np.int32, order="C")
-    return _write(frames, changes, tuple(logits), _known(model).tables).astype("<u4").tobytes().rstrip(b"\0")
+    return entropy.of_words(_write(frames, changes, tuple(logits), _known(model).tables))
 
 
 def decode(model, blocks: Sequence[bytes], sizes: Sequence[int]) -> list:
@@ -296,7 +296,7 @@ def _row(weights, at, i, size):
 
 @_compiled
 def _used(x, used):
-    """The places of what is not zero in all lanes, and how many there are."""
+    """The places of what is not zero in some lane, to `used`, and how many there are."""
     count = 0
     for i in range(x.shape[1]):
         for lane in range(len(x)):

@@ -282,7 +282,12 @@ def constriction():
 
 def compressed(coder) -> bytes:
     """What a range encoder wrote: 32-bit words, little-endian, without the zero bytes at their end."""
-    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    return of_words(coder.get_compressed())
+
+
+def of_words(words: np.ndarray) -> bytes:
+    """The bytes of 32-bit words (n,), of which `words` makes those again."""
+    return words.astype("<u4").tobytes().rstrip(b"\0")
 
 
 def range_decoder(data: bytes):

@@ -16,7 +16,7 @@ def loops(num_frames: int) -> ModuleType | None:
     global _frames
     _frames += num_frames
     module = _compiled() if _frames > FRAMES_BEFORE else None
-    if module is None or not (module.kept() or _frames > FRAMES_BEFORE_COMPILING):
+    if module is None or not (_frames > FRAMES_BEFORE_COMPILING or module.kept()):
         return None
     exact.OPERATIONS.update(module.OPERATIONS)
     return module
