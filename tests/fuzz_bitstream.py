@@ -148,7 +148,10 @@ def good_files(seed=0):
         shape = 9, num_frames
         codes = np.where(rng.random(shape) < density, rng.integers(-40, 40, shape), 0)
         files += [Good(pack(codes, 80, m, **signed), codes, m) for m in (None, Sparse())]
-    priors = prior.PriorModel(prior_weights(width=4)), checkerboard.CheckerboardModel(checkerboard_weights(width=4))
+    priors = (
+        prior.PriorModel.from_arrays(prior_weights(width=4)),
+        checkerboard.CheckerboardModel(checkerboard_weights(width=4)),
+    )
     for learned, num_frames, block_frames in ((priors[0], 40, 9), (priors[0], 25, 50), (priors[1], 41, 9)):
         codes = scalar_codes(num_frames)
         fields = dict(kind="scalar", least_code=-(2**15), block_frames=block_frames)

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import llvmlite.binding
 import numba
 import numpy as np
 import pytest
@@ -21,15 +22,7 @@ F = 64
 @pytest.fixture(scope="module", params=[(F, 16, 1), (320, 24, 2)], ids=["small", "many coefficients"])
 def model(request):
     num_bins, width, depth = request.param
-    return prior.PriorModel(prior_weights(num_bins, width, depth))
-
-
-def of_numpy(model, codes):
-    return model._encode(codes, None)
-
-
-def of_numba(model, codes):
-    return model._encode(codes, compiled)
+    return prior.PriorModel.from_arrays(prior_weights(num_bins, width, depth))
 
 
 def noise(rng, model, num_frames):
@@ -51,10 +44,10 @@ def test_bytes_and_codes_are_those_of_numpy(model):
     if model.num_bins == F:
         clips.append(wild_codes(rng))
     for codes in clips:
-        data = of_numpy(model, codes)
-        assert of_numba(model, codes) == data
-        (decoded,) = compiled.decode(model, [data], [codes.shape[1]])
-        np.testing.assert_array_equal(decoded, codes, strict=True)
+        data, given = model.encode(codes), codes.copy()
+        assert compiled.encode(model, codes) == data
+        np.testing.assert_array_equal(compiled.decode(model, data, codes.shape[1]), codes, strict=True)
+        np.testing.assert_array_equal(codes, given)  # of which a writer has a copy
 
 
 def test_a_carry_goes_through_words_that_are_full():
@@ -76,7 +69,7 @@ def test_a_carry_goes_through_words_that_are_full():
 def test_what_is_damaged_is_read_as_numpy_reads_it(model):
     rng = np.random.default_rng(1)
     codes = scalar_codes(12, model.num_bins)
-    data = of_numpy(model, codes)
+    data = model.encode(codes)
     broken = [b"", b"\xff" * 40, data[:-9], data[: len(data) // 2], data + b"\x01", data + bytes(9), rng.bytes(300)]
     for _ in range(30):
         one = bytearray(data)
@@ -85,23 +78,73 @@ def test_what_is_damaged_is_read_as_numpy_reads_it(model):
     sizes = [*len(broken) * [12], 0, 0, 0, 5]
     broken += [b"", b"\xff" * 8, b"\x01" * 9, data]
     expected = model.decode_blocks(broken, len(codes), sizes)
-    found = [compiled.decode(model, [one], [size])[0] for one, size in zip(broken, sizes, strict=True)]
+    found = [compiled.decode(model, one, size) for one, size in zip(broken, sizes, strict=True)]
     assert all(map(same, found, expected))
-    assert all(map(same, compiled.decode(model, broken, sizes), expected))
     problems = {str(one) for one in expected if isinstance(one, entropy.DamagedCodes)}
     assert len(problems) == 2
     assert sum(isinstance(one, np.ndarray) for one in expected) > 2
 
 
-def test_blocks_side_by_side_are_what_they_are_alone(model, monkeypatch):
+@pytest.mark.usefixtures("blocks_by")
+def test_blocks_of_several_sizes_are_what_they_are_alone(model):
     clips = [scalar_codes(size, model.num_bins, seed=size) for size in (3, 20, 0, 11, 20, 1, 17, 20, 2)]
-    blocks, sizes = [of_numpy(model, codes) for codes in clips], [codes.shape[1] for codes in clips]
-    for lanes, cores in ((8, 1), (8, 4), (2, 1), (1, 2), (9, 20)):
-        monkeypatch.setattr(compiled, "_MAX_LANES", lanes)
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        for codes, decoded in zip(clips, compiled.decode(model, blocks, sizes), strict=True):
-            np.testing.assert_array_equal(decoded, codes, strict=True)
-    assert compiled.decode(model, [], []) == []
+    blocks = model.encode_blocks(clips)
+    assert blocks == [model._encode(codes) for codes in clips]
+    for codes, decoded in zip(
+        clips, model.decode_blocks(blocks, len(clips[0]), [x.shape[1] for x in clips]), strict=True
+    ):
+        np.testing.assert_array_equal(decoded, codes, strict=True)
+    assert model.encode_blocks([]) == model.decode_blocks([], len(clips[0]), []) == []
+
+
+def test_numpy_codes_what_is_not_of_whole_numbers(model, monkeypatch):
+    monkeypatch.setattr(jit, "FRAMES_BEFORE", -1)
+    monkeypatch.setattr(jit, "FRAMES_BEFORE_COMPILING", -1)
+    codes = scalar_codes(9, model.num_bins)
+    assert compiled.suits(model) and not compiled.suits(model.earlier)
+    data = model.earlier.encode(codes)
+    assert data != model.encode(codes)
+    np.testing.assert_array_equal(model.earlier.decode(data, *codes.shape), codes)
+
+
+def test_large_matrices_of_other_numbers_do_not_suit(model):
+    matrix = model.weights["trunk_input/kernel"].astype(np.float32)
+    assert compiled._blocks(matrix) is not None
+    wider = matrix.copy()
+    wider[0] *= 512
+    for other in (matrix + np.float32(2**-20), wider):
+        assert compiled._blocks(other) is None
+
+
+def test_sums_that_32_bits_do_not_hold_do_not_suit():
+    most = np.full((517, 16), 127, np.float32)
+    assert compiled._blocks(most) is None
+    assert compiled._blocks(most[:516]) is not None
+
+
+@numba.njit(error_model="numpy")
+def product(weights, x, y):
+    return compiled._with_bias(weights, 0, x, y)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 16), (1, 1), (23, 33), (515, 48)])
+def test_products_are_exact_to_the_ends_of_their_range(rows, columns):
+    rng = np.random.default_rng(rows)
+    numbers = rng.integers(-127, 128, (rows, columns))
+    numbers[:, 0], numbers[0] = 127, 127
+    units, bias = 2.0 ** rng.integers(-9, 3, columns), rng.integers(-99, 100, columns) / 4
+    weights = np.concatenate([compiled._blocks((numbers * units).astype(np.float32)), bias.astype(np.float32)])
+    for x in (
+        rng.integers(-exact.LIMIT, exact.LIMIT + 1, rows),
+        np.full(rows, exact.LIMIT),
+        np.full(rows, -exact.LIMIT),
+        rng.choice([0, exact.LIMIT, exact.LIMIT - 1, -exact.LIMIT - 1, 2**22, -(2**22)], rows),
+        np.arange(rows) % 16 // 8 * 3,  # every other block has none
+        np.zeros(rows),
+    ):
+        found = np.full(columns, np.nan)
+        assert product(weights, x.astype(np.float64), found) == len(weights)
+        np.testing.assert_array_equal(found, (x.astype(int) @ numbers) * units + exact.UNIT * bias)
 
 
 def test_a_prior_of_many_frames_writes_and_reads_the_same_with_faster_operations(monkeypatch):
@@ -163,13 +206,13 @@ def test_what_was_compiled_is_found_by_the_next_process(tmp_path):
 from tests import test_compiled as t
 from jaxcodec.bitstream import prior
 print(t.compiled.kept())
-t.compiled.decode(prior.PriorModel(t.prior_weights()), [b""], [0])
-print(t.compiled.kept(), sum(t.compiled._read.stats.cache_hits.values()))
+t.compiled.decode(prior.PriorModel.from_arrays(t.prior_weights()), b"", 0)
+print(t.compiled.kept(), sum(t.compiled._walk.stats.cache_hits.values()))
 """
     cache = str(tmp_path)
     assert run(script, NUMBA_CACHE_DIR=cache).split() == ["False", "True", "0"]
     assert run(script, NUMBA_CACHE_DIR=cache).split() == ["True", "True", "1"]
-    (index,) = tmp_path.rglob("compiled._read-*.nbi")
+    (index,) = tmp_path.rglob("compiled._walk-*.nbi")
     os.utime(index, (0, 0))  # of an earlier version of the package
     assert run(script, NUMBA_CACHE_DIR=cache).split()[0] == "False"
 
@@ -183,21 +226,29 @@ from jaxcodec.bitstream import jit
 jit.FRAMES_BEFORE = jit.FRAMES_BEFORE_COMPILING = -1
 from tests.fuzz_bitstream import prior_weights, scalar_codes
 from jaxcodec.bitstream import prior
-model, codes = prior.PriorModel(prior_weights()), scalar_codes(5)
+model, codes = prior.PriorModel.from_arrays(prior_weights()), scalar_codes(5)
 print(jit.loops(1), (model.decode(model.encode(codes), *codes.shape) == codes).all())
 """
     assert run(script).split() == ["None", "True"]
 
 
-def test_bytes_are_the_same_on_a_processor_of_no_kind():
+@pytest.mark.parametrize("features", ["", "avx2"])
+def test_bytes_are_the_same_on_other_processors(features, tmp_path):
+    if features and not llvmlite.binding.get_host_cpu_features().get(features):
+        pytest.skip(f"this processor has no {features}")
     script = """
 from tests import test_compiled as t
 from jaxcodec.bitstream import prior
-model, codes = prior.PriorModel(t.prior_weights()), t.scalar_codes(40)
-data = t.of_numba(model, codes)
-print(data == t.of_numpy(model, codes), (t.compiled.decode(model, [data], [40])[0] == codes).all())
+model, codes = prior.PriorModel.from_arrays(t.prior_weights()), t.scalar_codes(40)
+data = t.compiled.encode(model, codes)
+print(data == model.encode(codes), (t.compiled.decode(model, data, 40) == codes).all())
+print(*("pmadd" in t.compiled._walk.inspect_llvm(x) for x in t.compiled._walk.signatures))
+for case in [(23, 33), (515, 48)]:
+    t.test_products_are_exact_to_the_ends_of_their_range(*case)
 """
-    assert run(script, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="").split() == ["True", "True"]
+    given = f"+{features}" if features else ""
+    found = run(script, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES=given, NUMBA_CACHE_DIR=str(tmp_path)).split()
+    assert found == ["True", "True", str(bool(features))]
 
 
 def run(script, **variables):

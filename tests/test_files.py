@@ -205,6 +205,15 @@ def test_the_codes_of_a_long_recording_are_never_held_whole(codec, recording, lo
     assert sum(sizes) == frames and max(sizes) == 2 * 5 * codec.frame_rate
 
 
+def test_files_of_before_the_prior_was_rounded_are_read(codec, clip):
+    earlier = codec.replace(entropy=codec.entropy.earlier)
+    data = jaxcodec.compress(earlier, clip)
+    assert data != jaxcodec.compress(codec, clip)
+    np.testing.assert_array_equal(jaxcodec.unpack(codec, data).codes, jaxcodec.unpack(earlier, data).codes)
+    with pytest.raises(bitstream.WrongEntropyModel):
+        jaxcodec.unpack(earlier, jaxcodec.compress(codec, clip))
+
+
 @pytest.fixture
 def lanes(codec, monkeypatch):
     """How many blocks were decoded side by side, call by call."""

@@ -22,7 +22,7 @@ F = 64
 
 
 def model(**sizes):
-    return prior.PriorModel(weights(**sizes))
+    return prior.PriorModel.from_arrays(weights(**sizes))
 
 
 def decode(coder, data, codes):
@@ -83,10 +83,11 @@ def test_probabilities_are_those_of_the_network_that_was_trained():
     coefficients, changes = jax.jit(network.apply)(params, *inputs)
     bits = scalar.coefficient_bits(coefficients, magnitudes).sum() + scalar.envelope_bits(changes, levels).sum()
     arrays = flax.traverse_util.flatten_dict(params["params"], sep="/")
-    coded = 8 * len(prior.PriorModel(arrays).encode(codes))
-    assert abs(coded / float(bits) - 1) < 0.005
+    coder = prior.PriorModel.from_arrays(arrays)
+    coded = coder.encode(codes)
+    assert abs(8 * len(coded) / float(bits) - 1) < 0.005
     spoiled = arrays | {"up_1/kernel": np.asarray(arrays["up_1/kernel"])[:, ::-1]}
-    assert prior.PriorModel(spoiled).encode(codes) != prior.PriorModel(arrays).encode(codes)
+    assert prior.PriorModel.from_arrays(spoiled).encode(codes) != coded
 
 
 def test_a_code_has_no_say_in_its_own_probability_nor_in_earlier_ones():
@@ -129,6 +130,31 @@ def test_sums_are_exact_whatever_their_order():
     np.testing.assert_array_equal(coder.norm("norm_1", x[:1])[0], np.rint(normal * scale + bias))
 
 
+def test_large_matrices_become_whole_numbers_which_a_file_of_its_weights_repeats():
+    kernel = np.array([[3.0, 127, -0.3, 0], [-127, 0.25, 0.1, 0], [0.4, -0.5, 0.2, 0]], np.float32)
+    numbers, units = prior.whole(kernel / np.array([1, 128, 0.001, 1], np.float32))
+    np.testing.assert_array_equal(units, [1, 1 / 128, 4, 1])
+    np.testing.assert_array_equal(numbers.T, [[3, -127, 0], [127, 0, 0], [-75, 25, 50], [0, 0, 0]])
+    rng = np.random.default_rng(0)
+    given = weights()
+    for name in given:
+        given[name] = (given[name] * 2.0 ** rng.integers(-6, 4, given[name].shape[-1:])).astype(np.float16)
+    rounded = prior.PriorModel.from_arrays(given)
+    assert rounded.earlier == prior.PriorModel(given) != rounded
+    large = [name for name in given if prior.is_large(name)]
+    assert len(large) == 2 + 2 * 3 + 1 + 3 * 3 + 2
+    for name in rounded.weights:
+        before, now = (model.weights[name].astype(np.float32) for model in (rounded.earlier, rounded))
+        if name not in large:
+            np.testing.assert_array_equal(now, before)
+            continue
+        numbers, units = prior.whole(before)
+        assert np.all(np.abs(now - before) <= units / 2) and np.any(now != before)
+        np.testing.assert_array_equal(numbers * units, now)
+        assert np.all(np.abs(numbers.astype(int)).max(axis=0)[before.any(axis=0)] > 63)
+    assert prior.PriorModel.from_arrays(rounded.to_arrays()) == rounded
+
+
 def test_every_row_of_frequencies_is_whole_and_adds_up():
     tables = model().tables(speech_codes(30))
     for rows in (tables.envelope, *tables.rows, exact.geometric(), symbols.stay_row()):
@@ -138,7 +164,7 @@ def test_every_row_of_frequencies_is_whole_and_adds_up():
 
 def golden_checksums():
     """A CRC-32 of the frequencies in each of 10,000 contexts, at the size of the bundled model."""
-    tables = model(num_bins=320, width=192, depth=3).tables(speech_codes(31, 320))
+    tables = prior.PriorModel(weights(num_bins=320, width=192, depth=3)).tables(speech_codes(31, 320))
     rows = [row for array in (tables.envelope, *tables.rows) for row in array.reshape(-1, array.shape[-1])]
     return np.array([zlib.crc32(row.astype("<i4").tobytes()) for row in rows[:10_000]], np.uint32)
 

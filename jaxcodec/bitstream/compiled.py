@@ -1,25 +1,26 @@
-"""What `prior.PriorModel` computes for one frame after the other, in loops that numba (Lam et al. 2015) compiles.
+"""What `prior.PriorModel` computes to write and to read blocks, in loops that numba (Lam et al. 2015) compiles.
 
-numpy takes longer to be asked for one frame than to answer. The numbers are those of `exact` and the bytes those of
-constriction, so either way the same files are written and read. The compiler may order sums only where every part of them
-is exact.
+Frames are coded one after the other, and numpy takes longer to be asked for one than to answer. The numbers are those of
+`exact` and the bytes those of constriction, so either way the same files are written and read. One walk serves both
+directions: a writer is told the codes, a reader zeros, at which it does not look.
 
-A reader computes what it needs as it goes. A writer, who knows all frames, is given what `prior` and `exact` compute for
-all of them at once, for which there are faster single steps here. Weights lie in flat arrays in the order of
+Large matrices are `prior.whole` numbers, whose products are sums of integers. Weights lie in flat arrays in the order of
 `prior.PriorModel.shapes`: a layer takes its own from `at` on and says where the next ones are. numba keeps what it has
 compiled until this file changes.
 """
 
 import functools
-import os
 import pathlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from jaxcodec.bitstream import entropy, exact, symbols
+from jaxcodec.bitstream import entropy, exact, prior, symbols
 from jaxcodec.quantizers import layout
 
 _FINE, _WRONG, _LEFT_OVER = range(3)  # how a block ends
@@ -28,7 +29,11 @@ _WORD, _PRECISION, _WHOLE = np.uint64(32), np.uint64(entropy.PRECISION), np.uint
 _ALPHABET = 2 * layout.MAX_CHANGE + 1
 _BAND_GROUPS = int(layout.BAND_ORDER.max()) + 1
 _PASSES = len(layout.NEIGHBORS)
-_MAX_LANES = 8  # blocks that are read side by side
+_ROWS, _COLUMNS = 8, 16  # of the blocks of a large matrix
+_LIMIT16 = 2**15 - 1
+_INT8, _INT16, _INT32, _ADDRESS = (ir.IntType(size) for size in (8, 16, 32, 64))
+# By what a processor has: how many pairs of products an instruction makes, and its name.
+_PAIRWISE = {"avx512bw": (16, "llvm.x86.avx512.pmaddw.d.512"), "avx2": (8, "llvm.x86.avx2.pmadd.wd")}
 _NEAR = 4  # of what lies beside a coefficient: the envelope, the frame before and its neighbors, the one before that
 _OF_BANDS = ("mix", "kernel", "bias", "hidden/kernel", "hidden/bias")
 _called = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -37,7 +42,7 @@ _compiled, _in_any_order = _inner(), _inner(fastmath={"reassoc", "contract"})
 
 
 class Weights(NamedTuple):
-    """Those of a prior, float32 in flat arrays."""
+    """Those of a prior, float32 in flat arrays; bytes of large matrices lie there as they are."""
 
     bands: np.ndarray  # mix, kernel and bias of the changes of the envelope, then what is hidden
     trunk: np.ndarray
@@ -63,38 +68,31 @@ class Tables(NamedTuple):
     neighbors: np.ndarray  # (_PASSES, 2): of all passes but the first, which has zeros
 
 
-def encode(model, codes: np.ndarray, changes: np.ndarray, logits) -> bytes:
-    """What `entropy.compressed` gives of codes (Q, T) of a `prior.PriorModel`.
-
-    From the frequencies less one (T, N, K) of changes of the envelope, and logits (T, G, 3) of each pass.
-    """
-    frames = np.array(codes.T, np.int32, order="C")
-    return entropy.of_words(_write(frames, changes, tuple(logits), _known(model).tables))
+def suits(model) -> bool:
+    """Whether the large matrices of a `prior.PriorModel` are whole numbers, and sums of their products as well."""
+    return _packed(model) is not None
 
 
-def decode(model, blocks: Sequence[bytes], sizes: Sequence[int]) -> list:
-    """Codes (Q, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` that the bytes of one are.
-
-    On each core several blocks go side by side, as its weights are read from memory once for all of them.
-    """
-    order = np.argsort(-np.asarray(sizes), kind="stable")  # the longest first: those at work are always the first ones
-    groups = max(min(len(order), os.cpu_count() or 1), -(-len(order) // _MAX_LANES))
-    lanes = [order[number::groups] for number in range(groups)]
-    results: list = [None] * len(order)
-    for places, found in zip(lanes, exact.each(lambda x: _decode(model, blocks, sizes, x), lanes), strict=True):
-        for place, result in zip(places, found, strict=True):
-            results[place] = result
-    return results
+def encode(model, codes: np.ndarray) -> bytes:
+    """What `entropy.compressed` gives of codes (Q, T) of a model that this suits."""
+    words, _ = _walk(np.zeros(0, np.uint32), np.array(codes.T, np.int32, order="C"), True, *_known(model))
+    return entropy.of_words(words)
 
 
-def _decode(model, blocks, sizes, places):
-    """What `decode` gives of some blocks, the longest first."""
-    words = [entropy.words(blocks[place]) for place in places]
-    ends, frames = np.cumsum([len(one) for one in words]), np.array([sizes[place] for place in places], np.int64)
-    codes, problems = _read(np.concatenate(words), ends, frames, *_known(model))
-    whole = (np.ascontiguousarray(one[:size].T) for one, size in zip(codes, frames, strict=True))
-    told = {_WRONG: symbols.WRONG, _LEFT_OVER: entropy.LEFT_OVER}
-    return [entropy.DamagedCodes(told[how]) if how else one for one, how in zip(whole, problems.tolist(), strict=True)]
+def decode(model, data: bytes, num_frames: int):
+    """Codes (Q, num_frames) int32 of what `encode` wrote, or the `DamagedCodes` that the bytes are."""
+    codes = np.zeros((num_frames, model.num_bins + layout.EXTRA), np.int32)
+    _, end = _walk(entropy.words(data), codes, False, *_known(model))
+    if end != _FINE:
+        return entropy.DamagedCodes(symbols.WRONG if end == _WRONG else entropy.LEFT_OVER)
+    return np.ascontiguousarray(codes.T)
+
+
+def kept() -> bool:
+    """Whether the walk was compiled before, by this process or another, since this file is as it is."""
+    folder, written = _walk.stats.cache_path, pathlib.Path(__file__).stat().st_mtime
+    found = pathlib.Path(folder).glob("compiled._walk-*.nbi") if folder is not None else ()
+    return any(index.stat().st_mtime >= written for index in found)
 
 
 class _Known(NamedTuple):
@@ -104,29 +102,47 @@ class _Known(NamedTuple):
     tables: Tables
 
 
-def kept() -> bool:
-    """Whether the reader was compiled before, by this process or another, since this file is as it is."""
-    folder, written = _read.stats.cache_path, pathlib.Path(__file__).stat().st_mtime
-    found = pathlib.Path(folder).glob("compiled._read-*.nbi") if folder is not None else ()
-    return any(index.stat().st_mtime >= written for index in found)
+def _known(model) -> _Known:
+    known = _packed(model)
+    assert known is not None, "this does not suit: numpy codes it"
+    return known
 
 
 @functools.lru_cache(8)
-def _known(model) -> _Known:
-    """A model as it is used here."""
+def _packed(model) -> _Known | None:
+    """A model as it is used here, None where it cannot be."""
     parts: dict[str, list] = {name: [] for name in Weights._fields}
     for name in model.shapes():
-        first = name.split("_")[0]
+        first, array = name.split("_")[0], model.weights[name].astype(np.float32)
         part = first if first in parts else "bands" if name in _OF_BANDS else "passes"
-        parts[part].append(model.weights[name].astype(np.float32).ravel())
+        if prior.is_large(name) and (array := _blocks(array)) is None:
+            return None
+        parts[part].append(array.ravel())
     weights = Weights(*(np.concatenate(part) for part in parts.values()))
     return _Known(len(model.weights["trunk_norm/scale"]), model.depth, weights, _tables(model.num_bins))
+
+
+def _blocks(matrix):
+    """A matrix as blocks of whole numbers, then the units of its columns; None where they are not or sums are too large."""
+    whole, units = prior.whole(matrix)
+    if (whole * units != matrix).any() or (_LIMIT16 + 1) * np.abs(whole, dtype=np.int64).sum(axis=0).max() >= 2**31:
+        return None
+    padded = np.pad(whole, [(0, -size % part) for size, part in zip(whole.shape, (_ROWS, _COLUMNS), strict=True)])
+    pairs = padded.reshape(-1, _ROWS // 2, 2, padded.shape[1] // _COLUMNS, _COLUMNS)
+    blocks = pairs.transpose(0, 3, 1, 4, 2)  # in each the pairs of its columns, for two rows after the other
+    return np.concatenate([np.ascontiguousarray(blocks).ravel().view(np.float32), units])
+
+
+@functools.cache
+def _gelu_table():
+    """GELU where it is neither zero nor the identity, from below zero to above it."""
+    return exact.gelu_table()[: 2 * exact.GELU_RANGE].astype(np.float32)
 
 
 def _tables(num_bins):
     passes = [(group[0], group[1] - group[0], len(group)) for group in layout.passes(num_bins)]
     return Tables(
-        gelu=exact.gelu_table(),
+        gelu=_gelu_table(),
         powers=exact.powers(),
         exponentials=exact.exponentials(),
         presence=exact.presence(),
@@ -271,21 +287,19 @@ def _at_end(coder, words):
     return near and np.int64(coder[_POSITION]) >= len(words)
 
 
-# The layers of `exact` for a frame of some lanes (L, C).
+# The layers of `exact` for one frame.
 
 
 @_compiled
 def _rounded(x):
-    flat = x.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] = min(max(np.rint(flat[i]), -exact.LIMIT), exact.LIMIT)
+    for i in range(len(x)):
+        x[i] = min(max(np.rint(x[i]), -exact.LIMIT), exact.LIMIT)
 
 
 @_compiled
 def _rounded_sum(x, y, out):
-    for lane in range(len(x)):
-        for i in range(x.shape[1]):
-            out[lane, i] = x[lane, i] + y[lane, i]
+    for i in range(len(x)):
+        out[i] = x[i] + y[i]
     _rounded(out)
 
 
@@ -294,61 +308,94 @@ def _row(weights, at, i, size):
     return weights[at + i * size : at + (i + 1) * size]
 
 
+@intrinsic
+def _add_block(typing_context, sums, block, x):
+    """Adds to `_COLUMNS` int32 sums what a block of a matrix makes of `_ROWS` int16 numbers; all three are addresses.
+
+    Two rows at a time: processors have an instruction that multiplies pairs of 16 bits and adds both products.
+    """
+
+    def generate(context, builder, signature, arguments):
+        sums, block, x = arguments
+        features = context.codegen().magic_tuple()[2].split(",")
+        size, name = next((how for feature, how in _PAIRWISE.items() if f"+{feature}" in features), (_COLUMNS, ""))
+        one, pairs = ir.VectorType(_INT32, size), ir.VectorType(_INT16, 2 * size)
+
+        def at(base, offset, kind, alignment):
+            place = builder.inttoptr(builder.add(base, ir.Constant(_ADDRESS, offset)), kind.as_pointer())
+            return place, builder.load(place, align=alignment)
+
+        def parts(vector, first):
+            places = ir.Constant(ir.VectorType(_INT32, size), list(range(first, 2 * size, 2)))
+            return builder.sext(builder.shuffle_vector(vector, vector, places), one)
+
+        def repeated(number):
+            vector = builder.insert_element(ir.Constant(one, ir.Undefined), number, ir.Constant(_INT32, 0))
+            return builder.shuffle_vector(vector, vector, ir.Constant(one, size * [0]))
+
+        for column in range(0, _COLUMNS, size):
+            place, total = at(sums, 4 * column, one, 4)
+            for row in range(0, _ROWS, 2):
+                _, weights = at(block, row * _COLUMNS + 2 * column, ir.VectorType(_INT8, 2 * size), 1)
+                _, pair = at(x, 2 * row, _INT32, 2)
+                weights, pair = builder.sext(weights, pairs), builder.bitcast(repeated(pair), pairs)
+                if name:
+                    function = cgutils.get_or_insert_function(
+                        builder.module, ir.FunctionType(one, [pairs, pairs]), name
+                    )
+                    total = builder.add(total, builder.call(function, [weights, pair]))
+                else:
+                    for first in range(2):
+                        total = builder.add(total, builder.mul(parts(weights, first), parts(pair, first)))
+            builder.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
 @_compiled
-def _used(x, used):
-    """The places of what is not zero in some lane, to `used`, and how many there are."""
-    count = 0
-    for i in range(x.shape[1]):
-        for lane in range(len(x)):
-            if x[lane, i] != 0:
-                used[count] = i
-                count += 1
-                break
-    return count
-
-
-@_in_any_order
-def _product(weights, at, x, y):
-    """A product with a matrix, to y, by four of its rows and two lanes at a time; rows multiplied by zero are not read."""
-    (lanes, size), used = y.shape, np.empty(x.shape[1], np.int64)
-    count = _used(x, used)
-    fours, pairs = count - count % 4, lanes - lanes % 2
-    for lane in range(lanes):
-        for j in range(size):
-            y[lane, j] = 0
-    for k in range(0, fours, 4):
-        p, q = _row(weights, at, used[k], size), _row(weights, at, used[k + 1], size)
-        r, s = _row(weights, at, used[k + 2], size), _row(weights, at, used[k + 3], size)
-        for lane in range(0, pairs, 2):
-            u, v, one, other = x[lane], x[lane + 1], y[lane], y[lane + 1]
-            a, b, c, d = u[used[k]], u[used[k + 1]], u[used[k + 2]], u[used[k + 3]]
-            e, f, g, h = v[used[k]], v[used[k + 1]], v[used[k + 2]], v[used[k + 3]]
-            for j in range(size):
-                one[j] += a * p[j] + b * q[j] + c * r[j] + d * s[j]
-                other[j] += e * p[j] + f * q[j] + g * r[j] + h * s[j]
-        if pairs < lanes:
-            u, one = x[pairs], y[pairs]
-            a, b, c, d = u[used[k]], u[used[k + 1]], u[used[k + 2]], u[used[k + 3]]
-            for j in range(size):
-                one[j] += a * p[j] + b * q[j] + c * r[j] + d * s[j]
-    for k in range(fours, count):
-        p = _row(weights, at, used[k], size)
-        for lane in range(lanes):
-            a, one = x[lane, used[k]], y[lane]
-            for j in range(size):
-                one[j] += a * p[j]
-    return at + x.shape[1] * size
+def _product(blocks, x, sums):
+    """A product of int16 numbers with a large matrix, whose rows are not read where they are multiplied by zero."""
+    width = len(sums)
+    for j in range(width):
+        sums[j] = 0
+    for k in range(0, len(x), _ROWS):
+        used = False
+        for i in range(_ROWS):
+            used |= x[k + i] != 0
+        if used:
+            block, given = blocks.ctypes.data + k * width, x.ctypes.data + 2 * k
+            for j in range(0, width, _COLUMNS):
+                _add_block(sums.ctypes.data + 4 * j, block + j * _ROWS, given)  # type: ignore[call-arg]
 
 
 @_compiled
 def _with_bias(weights, at, x, y):
     """A product and its bias, not rounded yet."""
-    at = _product(weights, at, x, y)
-    bias = weights[at : at + y.shape[1]]
-    for lane in range(len(y)):
-        for j in range(len(bias)):
-            y[lane, j] += exact.UNIT * bias[j]
-    return at + len(bias)
+    size, columns = len(y), _COLUMNS * -(-len(y) // _COLUMNS)
+    whole, sums, beyond = np.zeros(_ROWS * -(-len(x) // _ROWS), np.int16), np.empty(columns, np.int32), False
+    for i in range(len(x)):
+        within = min(max(x[i], -_LIMIT16 - 1.0), np.float64(_LIMIT16))
+        whole[i] = np.int16(within)
+        beyond |= within != x[i]
+    end = at + len(whole) * columns // 4
+    blocks = weights[at:end].view(np.int8)
+    _product(blocks, whole, sums)
+    units, bias = weights[end : end + size], weights[end + size : end + 2 * size]
+    for j in range(size):
+        y[j] = sums[j] * units[j] + exact.UNIT * bias[j]
+    if beyond:
+        for i in range(len(x)):
+            _add_row(blocks, columns, i, x[i] - whole[i], units, y)
+    return end + 2 * size
+
+
+@_compiled
+def _add_row(blocks, columns, i, times, units, y):
+    """What 16 bits did not hold of a number, and is rare."""
+    start = (i - i % _ROWS) * columns + (i % _ROWS - i % 2) * _COLUMNS + i % 2
+    for j in range(len(y)):
+        y[j] += times * blocks[start + (j - j % _COLUMNS) * _ROWS + 2 * (j % _COLUMNS)] * units[j]
 
 
 @_compiled
@@ -360,9 +407,11 @@ def _dense(weights, at, x, y):
 
 @_compiled
 def _gelu(table, x):
-    flat, last = x.reshape(-1), len(table) - 1
-    for i in range(len(flat)):
-        flat[i] = table[np.int64(min(max(np.rint(flat[i]) + (last - exact.LIMIT), 0.0), np.float64(last)))]
+    last = len(table)
+    for i in range(len(x)):
+        whole = np.rint(x[i])
+        place = np.int64(min(max(whole + last // 2, 0.0), np.float64(last)))
+        x[i] = table[place] if place < last else min(whole, exact.LIMIT)
 
 
 @_compiled
@@ -384,50 +433,38 @@ def _sums(x):
 
 @_compiled
 def _norm(weights, at, x, y):
-    size = x.shape[1]
+    size = len(x)
+    total, squares = _sums(x)
+    spread = size * squares - total * total
+    root = np.sqrt(spread + size * size * 1e-6 * exact.UNIT * exact.UNIT)
     scale, bias = weights[at : at + size], weights[at + size : at + 2 * size]
-    for lane in range(len(x)):
-        total, squares = _sums(x[lane])
-        spread = size * squares - total * total
-        root = np.sqrt(spread + size * size * 1e-6 * exact.UNIT * exact.UNIT)
-        given, out = x[lane], y[lane]
-        for i in range(size):
-            out[i] = (size * given[i] - total) / root * (exact.UNIT * scale[i]) + exact.UNIT * bias[i]
+    for i in range(size):
+        y[i] = (size * x[i] - total) / root * (exact.UNIT * scale[i]) + exact.UNIT * bias[i]
     _rounded(y)
     return at + 2 * size
 
 
 @_compiled
-def _convolution(weights, at, h, memory, y):
-    """A depthwise convolution of a frame and those before it, which `memory` (L, KERNEL_SIZE - 1, C) has."""
-    past, width = memory.shape[1:]
-    for lane in range(len(h)):
-        now, before, out = h[lane], memory[lane], y[lane]
-        for c in range(width):
-            out[c] = now[c] * weights[at + past * width + c]
-            for k in range(past):
-                out[c] += before[k, c] * weights[at + k * width + c]
-                before[k, c] = before[k + 1, c] if k + 1 < past else now[c]
-    return at + (past + 1) * width
-
-
-@_compiled
 def _trunk(table, weights, x, memory, out):
-    """A trunk whose convolutions remember their last inputs, (D, L, KERNEL_SIZE - 1, C)."""
-    lanes, width = out.shape
-    h, y, wide = np.empty_like(out), np.empty_like(out), np.empty((lanes, layout.EXPANSION * width))
+    """A trunk whose convolutions remember their last inputs, (D, KERNEL_SIZE - 1, C)."""
+    depth, past, width = memory.shape
+    h, y, wide = np.empty(width), np.empty(width), np.empty(layout.EXPANSION * width)
     norm = _dense(weights, np.int64(0), x, h)
     at = norm + 2 * width
-    for block in range(len(memory)):
-        at = _convolution(weights, at, h, memory[block], y)
+    for block in range(depth):
+        for c in range(width):
+            y[c] = h[c] * weights[at + past * width + c]
+            for k in range(past):
+                y[c] += memory[block, k, c] * weights[at + k * width + c]
+                memory[block, k, c] = memory[block, k + 1, c] if k + 1 < past else h[c]
+        at += (past + 1) * width
         scale = weights[at : at + width]
         _rounded(y)
         at = _norm(weights, at + width, y, y)
         at = _dense_gelu(table, weights, at, y, wide)
         at = _dense(weights, at, wide, y)
-        for lane in range(lanes):
-            for c in range(width):
-                y[lane, c] *= scale[c]
+        for c in range(width):
+            y[c] *= scale[c]
         _rounded_sum(h, y, h)
     _norm(weights, norm, h, out)
 
@@ -472,23 +509,22 @@ def _for_each(weights, at, x, y):
     return at + (inputs + 1) * outputs
 
 
-# What a reader knows of a frame.
+# What is known of a frame.
 
 
 @_compiled
-def _hidden(weights, of_bands, magnitudes, levels, memory, tables, hidden):
-    """What the bands know of the frames before, (L, N * BAND_WIDTH)."""
-    (bins, bands), lanes = tables.member.shape, len(hidden)
-    x, trunk = np.empty((lanes, 2 * bands)), np.empty((lanes, memory.shape[3]))
-    for lane in range(lanes):
-        for band in range(bands):
-            x[lane, band], x[lane, bands + band] = _of_level(levels[lane, band] - layout.START_LEVEL), 0
-        for i in range(bins):
-            heard = _compressed(magnitudes[lane, i])
+def _hidden(weights, of_bands, heard, levels, memory, tables, hidden):
+    """What the bands know of the frames before, (N * BAND_WIDTH,)."""
+    bins, bands = tables.member.shape
+    x, trunk = np.empty(2 * bands), np.empty(memory.shape[2])
+    for band in range(bands):
+        x[band], x[bands + band] = _of_level(levels[band] - layout.START_LEVEL), 0
+    for i in range(bins):
+        if heard[i]:
             for band in range(bands):
-                x[lane, bands + band] += heard * tables.member[i, band]
-        for band in range(bands):
-            x[lane, bands + band] = np.rint(x[lane, bands + band] / tables.sizes[band])
+                x[bands + band] += heard[i] * tables.member[i, band]
+    for band in range(bands):
+        x[bands + band] = np.rint(x[bands + band] / tables.sizes[band])
     _trunk(tables.gelu, weights, x, memory, trunk)
     _dense(of_bands, bands * (bands * layout.BAND_WIDTH + (layout.BAND_WIDTH + 1) * _ALPHABET), trunk, hidden)
 
@@ -499,24 +535,28 @@ def _change_frequencies(weights, band, group, hidden, seen, tables, row):
     bands, width = len(seen), layout.BAND_WIDTH
     kernel = bands * bands * width  # the mix comes before it
     bias = kernel + bands * width * _ALPHABET
-    h, logits = np.empty((1, width)), np.empty((1, _ALPHABET))
+    h = np.zeros(width)
+    for other in range(bands):
+        if tables.band_order[other] < group:
+            mix = _row(weights, 0, other * bands + band, width)
+            for i in range(width):
+                h[i] += seen[other] * mix[i]
     for i in range(width):
-        h[0, i] = 0
-        for other in range(bands):
-            if tables.band_order[other] < group:
-                h[0, i] += seen[other] * weights[(other * bands + band) * width + i]
-        h[0, i] = hidden[band * width + i] + np.rint(h[0, i])
+        h[i] = hidden[band * width + i] + np.rint(h[i])
     _rounded(h)
     _gelu(tables.gelu, h)
-    _product(weights, kernel + band * width * _ALPHABET, h, logits)
     for i in range(_ALPHABET):
-        logits[0, i] += exact.UNIT * weights[bias + band * _ALPHABET + i]
-    _rounded(logits)
-    most, total, last = logits[0, 0], np.int64(0), len(tables.exponentials) - 1
+        row[i] = exact.UNIT * weights[bias + band * _ALPHABET + i]
+    for k in range(width):
+        part = _row(weights, kernel + band * width * _ALPHABET, k, _ALPHABET)
+        for i in range(_ALPHABET):
+            row[i] += h[k] * part[i]
+    _rounded(row)
+    most, total, last = row[0], np.int64(0), len(tables.exponentials) - 1
     for i in range(_ALPHABET):
-        most = max(most, logits[0, i])
+        most = max(most, row[i])
     for i in range(_ALPHABET):
-        row[i] = tables.exponentials[min(np.int64(most - logits[0, i]), last)]
+        row[i] = tables.exponentials[min(np.int64(most - row[i]), last)]
         total += np.int64(row[i])
     below, edge = np.int64(0), np.int64(0)
     for i in range(_ALPHABET):
@@ -546,67 +586,64 @@ def _rescaled(magnitudes, then, now, powers, out):
     """The magnitudes of an earlier frame in steps of this one."""
     limit = 8.0 * layout.MAX_STEP_DB
     for i in range(len(out)):
-        difference = min(max(then[i] - now[i], -limit), limit)
-        out[i] = _compressed(magnitudes[i] * powers[np.int64(difference + limit)])
+        out[i] = 0
+        if magnitudes[i]:
+            difference = min(max(then[i] - now[i], -limit), limit)
+            out[i] = _compressed(magnitudes[i] * powers[np.int64(difference + limit)])
 
 
 @_compiled
 def _seen(near, levels, before, memory, weights, table, out):
     """What the trunk makes of what is near, and of the levels of two frames."""
-    bins, bands = near.shape[2], levels.shape[1]
-    x = np.empty((len(out), 3 * bins + 2 * bands))
-    for lane in range(len(out)):
-        for i in range(bins):
-            x[lane, i], x[lane, bins + i], x[lane, 2 * bins + i] = near[lane, 1, i], near[lane, 2, i], near[lane, 0, i]
-        for band in range(bands):
-            x[lane, 3 * bins + band] = _of_level(levels[lane, band] - layout.START_LEVEL)
-            x[lane, 3 * bins + bands + band] = _of_level(before[lane, band] - layout.START_LEVEL)
+    bins, bands = near.shape[1], len(levels)
+    x = np.empty(3 * bins + 2 * bands)
+    for i in range(bins):
+        x[i], x[bins + i], x[2 * bins + i] = near[1, i], near[2, i], near[0, i]
+    for band in range(bands):
+        x[3 * bins + band] = _of_level(levels[band] - layout.START_LEVEL)
+        x[3 * bins + bands + band] = _of_level(before[band] - layout.START_LEVEL)
     _trunk(table, weights, x, memory, out)
 
 
 @_compiled
-def _logits(number, weights, at, trunk, near, magnitudes, tables, logits):
-    """Logits (L, G, 3) of the coefficients of a pass, and where the next one's weights are."""
-    lanes, width = trunk.shape
-    first, distance, count = tables.passes[number]
-    h, y, wide = np.empty_like(trunk), np.zeros_like(trunk), np.empty((lanes, 2 * width))
-    far, inputs = np.empty((lanes, 3 * count)), _NEAR
+def _logits(number, weights, at, trunk, near, heard, tables, logits):
+    """Logits (G, 3) of the coefficients of a pass, and where the next one's weights are."""
+    width, (first, distance, count) = len(trunk), tables.passes[number]
+    h, y, wide, far = np.empty(width), np.zeros(width), np.empty(2 * width), np.empty(3 * count)
+    inputs = _NEAR
     if number:
-        seen = np.empty((lanes, magnitudes.shape[1]))
-        for lane in range(lanes):
-            for i in range(seen.shape[1]):
-                seen[lane, i] = _compressed(magnitudes[lane, i])
-            for k in range(tables.neighbors.shape[1]):
-                _beside(seen[lane], tables.neighbors[number, k], near[lane, _NEAR + k])
+        at = _dense(weights, at, heard, y)
+        for k in range(tables.neighbors.shape[1]):
+            _beside(heard, tables.neighbors[number, k], near[_NEAR + k])
         inputs += tables.neighbors.shape[1]
-        at = _dense(weights, at, seen, y)
     _rounded_sum(trunk, y, h)
     at = _dense_gelu(tables.gelu, weights, at, h, wide)
     at = _dense(weights, at, wide, y)
     _rounded_sum(h, y, h)
     at = _norm(weights, at, h, y)
     at = _dense(weights, at, y, far)
-    x, hidden, beside = np.empty((inputs, count)), np.empty((layout.NEAR_WIDTH, count)), np.empty((3, count))
-    end = at
-    for lane in range(lanes):
-        for k in range(inputs):
-            for i in range(count):
-                x[k, i] = near[lane, k, first + i * distance]
-        end = _for_each(weights, at, x, hidden)
-        _gelu(tables.gelu, hidden)
-        end = _for_each(weights, end, hidden, beside)
-        _rounded(beside)
+    x, hidden = np.empty((inputs, count)), np.empty((layout.NEAR_WIDTH, count))
+    for k in range(inputs):
         for i in range(count):
-            for c in range(3):
-                logits[lane, i, c] = beside[c, i] + far[lane, 3 * i + c]
-    return end
+            x[k, i] = near[k, first + i * distance]
+    at = _for_each(weights, at, x, hidden)
+    for unit in range(layout.NEAR_WIDTH):
+        _gelu(tables.gelu, hidden[unit])
+    beside = np.empty((3, count))
+    at = _for_each(weights, at, hidden, beside)
+    for c in range(3):
+        _rounded(beside[c])
+        for i in range(count):
+            logits[i, c] = beside[c, i] + far[3 * i + c]
+    return at
 
 
-# What is coded of a frame. A writer finds in the arrays what a reader puts there.
+# What is coded of a frame.
 
 
 @_compiled
 def _code_head(coder, words, before, head, stay, first):
+    """Quality and shaping, which a writer finds in `head`."""
     same = head[0] == before[0] and head[1] == before[1]
     if first or _symbol(coder, words, stay, np.int64(0 if same else 1)):
         for i in range(2):
@@ -643,7 +680,7 @@ def _frequencies(tail, present, row):
 
 
 @_compiled
-def _code_magnitudes(coder, words, logits, number, magnitudes, tables):
+def _code_magnitudes(coder, words, logits, number, told, magnitudes, tables):
     first, distance, count = tables.passes[number]
     row, tails, escaped = np.empty(exact.ESCAPE + 1), np.empty(count, np.int64), False
     for i in range(count):
@@ -652,39 +689,38 @@ def _code_magnitudes(coder, words, logits, number, magnitudes, tables):
         tails[i] = _grid_index(logits[i, 2], exact.TAIL_STEP, len(tables.tails))
         _frequencies(tables.tails[two, tails[i]], present, row)
         place = first + i * distance
-        found = _symbol(coder, words, row, min(np.int64(magnitudes[place]), exact.ESCAPE))
+        found = _symbol(coder, words, row, min(told[place], exact.ESCAPE))
+        magnitudes[place] = found
         escaped |= found == exact.ESCAPE
-        if not coder[_WRITING]:
-            magnitudes[place] = found
     if escaped:
-        _code_beyond(coder, words, tails, first, distance, magnitudes, tables.geometric)
+        _code_beyond(coder, words, tails, first, distance, told, magnitudes, tables.geometric)
 
 
 @_compiled
-def _code_beyond(coder, words, tails, first, distance, magnitudes, geometric):
-    """What is told of magnitudes beyond the alphabet: escapes of all, the next of those that go on, then the rest."""
-    last, told = np.empty(len(tails), np.int64), np.zeros(len(tails), np.int64)
+def _code_beyond(coder, words, tails, first, distance, told, magnitudes, geometric):
+    """What lies beyond the alphabet: an escape more of all that have one, then the next, then the rest as numbers."""
+    last, found = np.empty(len(tails), np.int64), np.empty(len(tails), np.int64)
     for i in range(len(tails)):
-        told[i] = last[i] = min(np.int64(magnitudes[first + i * distance]), np.int64(exact.ESCAPE))
+        found[i] = last[i] = np.int64(magnitudes[first + i * distance])
     for _ in range(exact.MAX_ESCAPES):
         for i in range(len(tails)):
             if last[i] == exact.ESCAPE:
-                left = np.int64(magnitudes[first + i * distance]) - told[i]
+                left = told[first + i * distance] - found[i]
                 last[i] = _symbol(coder, words, geometric[tails[i]], min(left, exact.ESCAPE))
-                told[i] += last[i]
+                found[i] += last[i]
     for i in range(len(tails)):
         place = first + i * distance
         if last[i] == exact.ESCAPE:
-            told[i] += _number(coder, words, np.int64(magnitudes[place]) - told[i])
-        magnitudes[place] = told[i] if told[i] <= layout.MAX_CODE else layout.MAX_CODE + 1
+            found[i] += _number(coder, words, told[place] - found[i])
+        magnitudes[place] = found[i] if found[i] <= layout.MAX_CODE else layout.MAX_CODE + 1
 
 
 @_compiled
 def _code_signs(coder, words, magnitudes, coefficients):
+    """Signs, which a writer finds in the coefficients."""
     for i in range(len(coefficients)):
         magnitude = np.int64(magnitudes[i])
-        told = np.int64(coefficients[i] < 0)
-        if magnitude and _plain(coder, words, np.int64(2), told):
+        if magnitude and _plain(coder, words, np.int64(2), np.int64(coefficients[i] < 0)):
             coefficients[i] = -magnitude
         else:
             coefficients[i] = min(magnitude, layout.MAX_CODE)
@@ -709,116 +745,82 @@ def _coder(writing):
 
 
 @_called
-def _read(words, ends, sizes, width, depth, weights, tables):
-    """Codes (L, T, Q) of blocks side by side, of which the longest are first, and how each ends."""
-    (bins, bands), lanes = tables.member.shape, len(sizes)
-    codes, problems = np.zeros((lanes, sizes[0], bins + layout.EXTRA), np.int32), np.zeros(lanes, np.int64)
-    coders = np.zeros((lanes, 6), np.uint64)
-    envelope_memory = np.zeros((layout.ENVELOPE_DEPTH, lanes, layout.KERNEL_SIZE - 1, width // 2))
-    memory = np.zeros((depth, lanes, layout.KERNEL_SIZE - 1, width))
-    heads, levels, before = np.zeros((lanes, 2)), np.empty((lanes, bands)), np.empty((lanes, bands))
-    # Of this frame, of the last, of the one before.
-    steps, magnitudes = np.zeros((3, lanes, bins)), np.zeros((3, lanes, bins))
-    near, row = np.empty((lanes, _NEAR + tables.neighbors.shape[1], bins)), np.empty(_ALPHABET)
-    changes, seen = np.zeros((lanes, bands), np.int64), np.empty(bands)
-    for lane in range(lanes):
-        coders[lane] = _coder(False)
-        _next(coders[lane], _of_lane(words, ends, lane))
-        _next(coders[lane], _of_lane(words, ends, lane))
-        for band in range(bands):
-            levels[lane, band] = layout.START_LEVEL
-    for t in range(sizes[0]):
-        while sizes[lanes - 1] <= t:
-            lanes -= 1
-        hidden, trunk = np.empty((lanes, bands * layout.BAND_WIDTH)), np.empty((lanes, width))
-        _hidden(weights.envelope, weights.bands, magnitudes[1], levels, envelope_memory, tables, hidden)
-        for lane in range(lanes):
-            coder, some = coders[lane], _of_lane(words, ends, lane)
-            _code_head(coder, some, heads[lane], heads[lane], tables.stay, t == 0)
-            for group in range(_BAND_GROUPS):
-                for band in range(bands):
-                    if tables.band_order[band] == group:
-                        _change_frequencies(weights.bands, band, group, hidden[lane], seen, tables, row)
-                        changes[lane, band] = _code_change(coder, some, row, np.int64(0))
-                _code_beyond_changes(coder, some, group, changes[lane], changes[lane], tables)
-                for band in range(bands):
-                    seen[band] = _of_level(np.float64(changes[lane, band]))
-            for band in range(bands):
-                before[lane, band] = levels[lane, band]
-                level = levels[lane, band] + changes[lane, band]
-                levels[lane, band] = min(max(level, -layout.MAX_CODE - 1.0), np.float64(layout.MAX_CODE))
-            _steps(heads[lane], levels[lane], tables, steps[0, lane], near[lane, 0])
-            for age in range(1, 3):
-                _rescaled(magnitudes[age, lane], steps[age, lane], steps[0, lane], tables.powers, near[lane, age])
-            _beside(near[lane, 1], np.int64(1), near[lane, 3])
-            for i in range(bins):
-                magnitudes[0, lane, i] = 0
-        _seen(near, levels, before, memory, weights.trunk, tables.gelu, trunk)
-        at = np.int64(0)
-        for number in range(_PASSES):
-            logits = np.empty((lanes, tables.passes[number, 2], 3))
-            at = _logits(number, weights.passes, at, trunk, near, magnitudes[0], tables, logits)
-            for lane in range(lanes):
-                some = _of_lane(words, ends, lane)
-                _code_magnitudes(coders[lane], some, logits[lane], number, magnitudes[0, lane], tables)
-        for lane in range(lanes):
-            code = codes[lane, t]
-            _code_signs(coders[lane], _of_lane(words, ends, lane), magnitudes[0, lane], code[layout.EXTRA :])
-            code[0], code[1] = heads[lane, 0], heads[lane, 1]
-            for band in range(bands):
-                code[2 + band] = levels[lane, band]
-            for i in range(bins):
-                for age in range(2, 0, -1):
-                    steps[age, lane, i], magnitudes[age, lane, i] = (
-                        steps[age - 1, lane, i],
-                        magnitudes[age - 1, lane, i],
-                    )
-    for lane in range(len(sizes)):
-        if coders[lane, _PROBLEM]:
-            problems[lane] = _WRONG
-        elif not _at_end(coders[lane], _of_lane(words, ends, lane)):
-            problems[lane] = _LEFT_OVER
-    return codes, problems
-
-
-@_compiled
-def _of_lane(words, ends, lane):
-    return words[(ends[lane - 1] if lane else 0) : ends[lane]]
-
-
-@_called
-def _write(codes, change_rows, logits, tables):
-    """The words of codes (T, Q)."""
-    (num_frames, bands, _), bins = change_rows.shape, codes.shape[1] - layout.EXTRA
-    coder, words = _coder(True), np.zeros(0, np.uint32)
-    head, before, levels = np.zeros(2), np.zeros(2), np.empty(bands, np.int64)
-    changes, told, magnitudes = np.zeros(bands, np.int64), np.zeros(bands, np.int64), np.empty(bins)
+def _walk(words, codes, writing, width, depth, weights, tables):
+    """The words of codes (T, Q) when writing; the codes of words, and how these end, when not."""
+    bins, bands = tables.member.shape
+    coder = _coder(writing)
+    if not writing:
+        _next(coder, words)
+        _next(coder, words)
+    envelope_memory = np.zeros((layout.ENVELOPE_DEPTH, layout.KERNEL_SIZE - 1, width // 2))
+    memory = np.zeros((depth, layout.KERNEL_SIZE - 1, width))
+    head, head_before, levels, before = np.zeros(2), np.empty(2), np.empty(bands), np.empty(bands)
+    steps, magnitudes = np.zeros((3, bins)), np.zeros((3, bins))  # of this frame, of the last, of the one before
+    heard = np.zeros(bins)  # magnitudes of this frame as they are known, compressed, or of the last before
+    told_changes, told = np.empty(bands, np.int64), np.empty(bins, np.int64)
+    hidden, row = np.empty(bands * layout.BAND_WIDTH), np.empty(_ALPHABET)
+    changes, seen = np.zeros(bands, np.int64), np.zeros(bands)
+    near, trunk, logits = np.empty((_NEAR + tables.neighbors.shape[1], bins)), np.empty(width), np.empty((bins, 3))
     for band in range(bands):
         levels[band] = layout.START_LEVEL
-    for t in range(num_frames):
-        words = _room(words, np.int64(coder[_POSITION]) + 8 * (bins + layout.EXTRA))
+    for t in range(len(codes)):
+        code = codes[t]
         for i in range(2):
-            before[i], head[i] = head[i], codes[t, i]
-        _code_head(coder, words, before, head, tables.stay, t == 0)
+            head_before[i] = head[i]
+            if writing:
+                head[i] = code[i]
         for band in range(bands):
-            told[band], levels[band] = codes[t, 2 + band] - levels[band], codes[t, 2 + band]
+            told_changes[band] = code[2 + band] - np.int64(levels[band])
+        for i in range(bins):
+            told[i] = abs(np.int64(code[layout.EXTRA + i]))
+        if writing:
+            words = _room(words, np.int64(coder[_POSITION]) + 8 * len(code))
+        _code_head(coder, words, head_before, head, tables.stay, t == 0)
+        _hidden(weights.envelope, weights.bands, heard, levels, envelope_memory, tables, hidden)
         for group in range(_BAND_GROUPS):
             for band in range(bands):
                 if tables.band_order[band] == group:
-                    changes[band] = _code_change(coder, words, change_rows[t, band], told[band])
-            _code_beyond_changes(coder, words, group, changes, told, tables)
+                    _change_frequencies(weights.bands, band, group, hidden, seen, tables, row)
+                    changes[band] = _code_change(coder, words, row, told_changes[band])
+            _code_beyond_changes(coder, words, group, changes, told_changes, tables)
+            for band in range(bands):
+                seen[band] = _of_level(np.float64(changes[band]))
+        for band in range(bands):
+            before[band] = levels[band]
+            level = levels[band] + changes[band]
+            levels[band] = min(max(level, -layout.MAX_CODE - 1.0), np.float64(layout.MAX_CODE))
+            code[2 + band] = levels[band]
+        _steps(head, levels, tables, steps[0], near[0])
+        for age in range(1, 3):
+            _rescaled(magnitudes[age], steps[age], steps[0], tables.powers, near[age])
+        _beside(near[1], np.int64(1), near[3])
+        _seen(near, levels, before, memory, weights.trunk, tables.gelu, trunk)
         for i in range(bins):
-            magnitudes[i] = abs(np.int64(codes[t, layout.EXTRA + i]))
+            heard[i] = 0
+        at = np.int64(0)
         for number in range(_PASSES):
-            _code_magnitudes(coder, words, logits[number][t], number, magnitudes, tables)
-        _code_signs(coder, words, magnitudes, codes[t, layout.EXTRA :])
-    if num_frames:
+            at = _logits(number, weights.passes, at, trunk, near, heard, tables, logits)
+            _code_magnitudes(coder, words, logits, number, told, magnitudes[0], tables)
+            first, distance, count = tables.passes[number]
+            for i in range(first, first + count * distance, distance):
+                if magnitudes[0, i]:
+                    heard[i] = _compressed(magnitudes[0, i])
+        _code_signs(coder, words, magnitudes[0], code[layout.EXTRA :])
+        code[0], code[1] = head[0], head[1]
+        if coder[_PROBLEM]:
+            return words, _WRONG
+        for age in range(2, 0, -1):
+            for i in range(bins):
+                steps[age, i], magnitudes[age, i] = steps[age - 1, i], magnitudes[age - 1, i]
+    if not writing:
+        return words, _FINE if _at_end(coder, words) else _LEFT_OVER
+    if len(codes):
         _raise(coder, words, np.uint64(2**32 - 1))
         _emit(coder, words)
-    return words[: np.int64(coder[_POSITION])]
+    return words[: np.int64(coder[_POSITION])], _FINE
 
 
 OPERATIONS = {
     "rounded": functools.partial(_everywhere, _round_all, exact.OPERATIONS["rounded"]),
-    "gelu": functools.partial(_everywhere, lambda x: _gelu_all(x, exact.gelu_table()), exact.OPERATIONS["gelu"]),
+    "gelu": functools.partial(_everywhere, lambda x: _gelu_all(x, _gelu_table()), exact.OPERATIONS["gelu"]),
 }

@@ -679,11 +679,10 @@ def _model(header: Header, models: Models) -> entropy.ProbabilityModel:
         raise MissingEntropyModel(
             f"entropy coded with the tables {header.entropy_digest.hex()}, and none given: load the model file that has them"
         )
-    found = [model for model in known if model.digest[:DIGEST_BYTES] == header.entropy_digest]
-    if not found:
+    model = next((model for model in known if model.digest[:DIGEST_BYTES] == header.entropy_digest), None)
+    if model is None:
         digests = " or ".join(model.digest[:DIGEST_BYTES].hex() for model in known)
         raise WrongEntropyModel(f"entropy coded with model {header.entropy_digest.hex()}, the given one is {digests}")
-    model = found[0]
     if model.coding != header.coding or not model.fits(header.num_codebooks, header.least_code, header.codebook_size):
         raise WrongEntropyModel(f"the entropy model is for {model}, the file has {_shape(header)}")
     if header.block_frames > model.max_block_frames:

@@ -240,7 +240,7 @@ def _rounded(x):
 
 
 def _gelu(x):
-    x += _GELU_RANGE
+    x += GELU_RANGE
     return gelu_table().take(np.rint(x, out=x).astype(np.intp), mode="clip")
 
 
@@ -256,7 +256,7 @@ def rounded(x):
 def gelu(x):
     """GELU of activations, or of what is rounded to them, which is overwritten.
 
-    The table counts from -_GELU_RANGE on: what is less gives zero, of what is beyond LIMIT that.
+    The table counts from -GELU_RANGE on: what is less gives zero, of what is beyond LIMIT that.
     """
     return OPERATIONS["gelu"](x)
 
@@ -318,7 +318,7 @@ class Steps(NamedTuple):
 # Tables, the same everywhere: `decimal` rounds correctly.
 
 _CONTEXT = decimal.Context(prec=40)
-_GELU_RANGE = 8 * UNIT
+GELU_RANGE = 8 * UNIT
 _LARGE = 4096
 
 
@@ -344,13 +344,13 @@ def _sigmoid(x):
 
 @functools.cache
 def gelu_table():
-    """GELU by its tanh (Hendrycks and Gimpel 2016) of whole numbers from -_GELU_RANGE on; above 8 it is the identity."""
-    x = [decimal.Decimal(i) / UNIT for i in range(_GELU_RANGE + 1)]
+    """GELU by its tanh (Hendrycks and Gimpel 2016) of whole numbers from -GELU_RANGE on; above 8 it is the identity."""
+    x = [decimal.Decimal(i) / UNIT for i in range(GELU_RANGE + 1)]
     slope = 2 * _CONTEXT.sqrt(2 / decimal.Decimal("3.14159265358979323846264338327950288"))
     shares = np.array([_sigmoid(slope * (value + decimal.Decimal("0.044715") * value**3)) for value in x])
-    above = np.arange(_GELU_RANGE + 1) * shares
-    below = above - np.arange(_GELU_RANGE + 1)  # as the sigmoid of -x is one less that of x
-    return np.concatenate([np.rint(below[:0:-1]), np.rint(above[:-1]), np.arange(_GELU_RANGE, LIMIT + 1)])
+    above = np.arange(GELU_RANGE + 1) * shares
+    below = above - np.arange(GELU_RANGE + 1)  # as the sigmoid of -x is one less that of x
+    return np.concatenate([np.rint(below[:0:-1]), np.rint(above[:-1]), np.arange(GELU_RANGE, LIMIT + 1)])
 
 
 @functools.cache

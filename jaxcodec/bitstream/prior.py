@@ -24,6 +24,7 @@ class PriorModel(exact.Network):
     coding = 2
     max_block_frames = 2**16 - 1
     band_order = layout.BAND_ORDER
+    earlier: "PriorModel | None" = None  # what it was before its large matrices were rounded
 
     @property
     def num_bins(self):
@@ -37,18 +38,32 @@ class PriorModel(exact.Network):
     def shapes(self):
         return _shapes(self.num_bins, self.weights["seen_1/kernel"].shape[1], self.depth)
 
+    @classmethod
+    def from_arrays(cls, arrays):
+        """The model of the parameters of `quantizers.scalar.Prior`, by their path, with large matrices of `whole` numbers.
+
+        Files of before they were rounded are coded with what is `earlier` then.
+        """
+        earlier = cls(arrays)
+        model = cls({name: _rounded(array) if is_large(name) else array for name, array in earlier.weights.items()})
+        model.earlier = earlier
+        return model
+
     # Coding.
 
     def encode_blocks(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
         """What `encode` makes of each block, several at a time: numpy lets other threads work while it does."""
-        loops = jit.loops(sum(codes.shape[1] for codes in blocks))
-        return exact.each(functools.partial(self._encode, loops=loops), blocks)
+        loops = self._loops(codes.shape[1] for codes in blocks)
+        return exact.each(self._encode if loops is None else functools.partial(loops.encode, self), blocks)
 
-    def _encode(self, codes, loops):
+    def _loops(self, sizes):
+        """What codes so many frames faster, or None."""
+        loops = jit.loops(sum(sizes))
+        return loops if loops is not None and loops.suits(self) else None
+
+    def _encode(self, codes):
         if not codes.shape[1]:
             return b""
-        if loops is not None:
-            return loops.encode(self, codes, *self._predicted(codes))
         tables, frames = self.tables(codes), _Frames.of(codes)
         coder = symbols.Encoder()
         changes, magnitudes = _changes(frames.levels), np.abs(frames.coefficients)
@@ -68,9 +83,9 @@ class PriorModel(exact.Network):
 
     def decode_blocks(self, blocks: Sequence[bytes], num_codebooks: int, sizes: Sequence[int]) -> list:
         """Codes (num_codebooks, T) int32 of blocks of T in `sizes` frames, or the `DamagedCodes` of one, side by side."""
-        loops = jit.loops(sum(sizes))
+        loops = self._loops(sizes)
         if loops is not None:
-            return loops.decode(self, blocks, sizes)
+            return exact.each(functools.partial(loops.decode, self), blocks, sizes)
         # The longest first: those at work are always the first ones.
         order = np.argsort(-np.asarray(sizes), kind="stable")
         lengths = np.asarray(sizes)[order]
@@ -115,12 +130,6 @@ class PriorModel(exact.Network):
 
     def tables(self, codes: np.ndarray) -> "Tables":
         """The frequencies with which each code of a block (Q, T) is coded, given those before it."""
-        changes, logits = self._predicted(codes)
-        rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
-        return Tables(changes, rows, tails)
-
-    def _predicted(self, codes):
-        """Frequencies less one (T, N, 2 * MAX_CHANGE + 1) of changes of the envelope, and logits (T, G, 3) of each pass."""
         frames = _Frames.of(codes)
         num_frames = codes.shape[1]
         state = _State.fresh(1, self.num_bins, self._blocks)
@@ -135,7 +144,9 @@ class PriorModel(exact.Network):
         for number, bands in enumerate(self.band_groups):
             envelope[:, bands] = self.change_rows(hidden, changes, number)
         context = self._context(before, steps_before, steps, frames.levels, levels_before, state.trunk)
-        return envelope, [self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS))]
+        logits = (self._logits(number, context, magnitudes) for number in range(len(layout.NEIGHBORS)))
+        rows, tails = zip(*(self._rows(x) for x in logits), strict=True)
+        return Tables(envelope, rows, tails)
 
     # The network. Activations are float64 arrays (rows, C) of whole numbers; rows are lanes times frames.
 
@@ -312,6 +323,23 @@ def _before(x):
 def _changes(levels):
     """Change of each level (T, N) from the frame before."""
     return levels - layout.START_LEVEL - _before(levels - layout.START_LEVEL)
+
+
+def is_large(name: str) -> bool:
+    """Whether weights of this name are a large matrix: what time and memory go to."""
+    return name.endswith("/kernel") and not name.startswith(("near_", "beside_")) and "Depthwise" not in name
+
+
+def whole(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (K, N) float32 as int8 whole numbers, the nearest, and the units (N,) of its columns: powers of two."""
+    fraction, exponent = np.frexp(np.abs(matrix).max(axis=0) / np.float32(127))
+    units = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
+    return np.rint(matrix / units).astype(np.int8), units
+
+
+def _rounded(matrix):
+    numbers, units = whole(matrix.astype(np.float32))
+    return numbers * units
 
 
 def _shapes(num_bins, width, depth):

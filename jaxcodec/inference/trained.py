@@ -110,7 +110,8 @@ class TrainedCodec(flax.struct.PyTreeNode):
     @property
     def entropies(self) -> list:
         """The probability models that its files may be coded with."""
-        return [model for model in (self.entropy, self.fast_entropy) if model is not None]
+        models = self.entropy, self.fast_entropy, getattr(self.entropy, "earlier", None)
+        return [model for model in models if model is not None]
 
     def num_frames(self, num_samples):
         """Frames of a clip of `num_samples` samples, an int or an array of ints."""
