@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAMED = {"absl": "absl-py", "orbax": "orbax-checkpoint", "PIL": "pillow", "ai_edge_litert": "visqol-python"}
 NAMED |= {"tensorboardX": "tensorboardX", "tensorflow": "tensorflow-cpu", "visqol": "visqol-python"}
 # Brought by another in the list.
-BROUGHT = {"jaxlib": "jax"}
+BROUGHT = {"jaxlib": "jax", "llvmlite": "numba"}
 HEAVY = {"tensorflow", "tensorflow-cpu", "tensorflow-datasets", "pytest", "hypothesis", "librosa", "tensorboardx"}
 
 
@@ -85,7 +85,7 @@ def test_every_package_that_is_imported_is_required_or_in_an_extra():
             if distribution not in known:
                 beyond.setdefault(path.relative_to(ROOT / "jaxcodec").parts[0], set()).add(name)
     assert beyond.keys() == {"data", "evaluation", "training", "export", "bitstream"}
-    assert beyond["bitstream"] == {"numba"}
+    assert beyond["bitstream"] == {"numba", "llvmlite"}
 
 
 def test_a_wheel_has_the_models_the_sample_corpus_and_the_page():
