@@ -118,8 +118,9 @@ def test_large_matrices_of_other_numbers_do_not_suit(model):
 
 def test_sums_that_32_bits_do_not_hold_do_not_suit():
     most = np.full((517, 16), 127, np.float32)
-    assert compiled._blocks(most) is None
-    assert compiled._blocks(most[:516]) is not None
+    for last, suits in ((3, True), (4, False), (127, False)):
+        most[-1] = last
+        assert (compiled._blocks(most) is not None) == suits
 
 
 @numba.njit(error_model="numpy")
