@@ -132,7 +132,7 @@ def test_sums_are_exact_whatever_their_order():
 
 def test_large_matrices_become_whole_numbers_which_a_file_of_its_weights_repeats():
     kernel = np.array([[3.0, 127, -0.3, 0], [-127, 0.25, 0.1, 0], [0.4, -0.5, 0.2, 0]], np.float32)
-    numbers, units = prior.whole(kernel / np.array([1, 128, 0.001, 1], np.float32))
+    numbers, units = exact.whole(kernel / np.array([1, 128, 0.001, 1], np.float32))
     np.testing.assert_array_equal(units, [1, 1 / 128, 4, 1])
     np.testing.assert_array_equal(numbers.T, [[3, -127, 0], [127, 0, 0], [-75, 25, 50], [0, 0, 0]])
     rng = np.random.default_rng(0)
@@ -141,14 +141,14 @@ def test_large_matrices_become_whole_numbers_which_a_file_of_its_weights_repeats
         given[name] = (given[name] * 2.0 ** rng.integers(-6, 4, given[name].shape[-1:])).astype(np.float16)
     rounded = prior.PriorModel.from_arrays(given)
     assert rounded.earlier == prior.PriorModel(given) != rounded
-    large = [name for name in given if prior.is_large(name)]
+    large = [name for name in given if exact.is_large(name)]
     assert len(large) == 2 + 2 * 3 + 1 + 3 * 3 + 2
     for name in rounded.weights:
         before, now = (model.weights[name].astype(np.float32) for model in (rounded.earlier, rounded))
         if name not in large:
             np.testing.assert_array_equal(now, before)
             continue
-        numbers, units = prior.whole(before)
+        numbers, units = exact.whole(before)
         assert np.all(np.abs(now - before) <= units / 2) and np.any(now != before)
         np.testing.assert_array_equal(numbers * units, now)
         assert np.all(np.abs(numbers.astype(int)).max(axis=0)[before.any(axis=0)] > 63)

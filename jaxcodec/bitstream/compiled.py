@@ -4,7 +4,7 @@ Frames are coded one after the other, and numpy takes longer to be asked for one
 `exact` and the bytes those of constriction, so either way the same files are written and read. One walk serves both
 directions: a writer is told the codes, a reader zeros, at which it does not look.
 
-Large matrices are `prior.whole` numbers, whose products are sums of integers. Weights lie in flat arrays in the order of
+Large matrices are `exact.whole` numbers, whose products are sums of integers. Weights lie in flat arrays in the order of
 `prior.PriorModel.shapes`: a layer takes its own from `at` on and says where the next ones are. numba keeps what it has
 compiled until this file changes.
 """
@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from jaxcodec.bitstream import entropy, exact, prior, symbols
+from jaxcodec.bitstream import entropy, exact, symbols
 from jaxcodec.quantizers import layout
 
 _FINE, _WRONG, _LEFT_OVER = range(3)  # how a block ends
@@ -115,7 +115,7 @@ def _packed(model) -> _Known | None:
     for name in model.shapes():
         first, array = name.split("_")[0], model.weights[name].astype(np.float32)
         part = first if first in parts else "bands" if name in _OF_BANDS else "passes"
-        if prior.is_large(name) and (array := _blocks(array)) is None:
+        if exact.is_large(name) and (array := _blocks(array)) is None:
             return None
         parts[part].append(array.ravel())
     weights = Weights(*(np.concatenate(part) for part in parts.values()))
@@ -124,7 +124,7 @@ def _packed(model) -> _Known | None:
 
 def _blocks(matrix):
     """A matrix as blocks of whole numbers, then the units of its columns; None where they are not or sums are too large."""
-    whole, units = prior.whole(matrix)
+    whole, units = exact.whole(matrix)
     if (whole * units != matrix).any() or (_LIMIT16 + 1) * np.abs(whole, dtype=np.int64).sum(axis=0).max() >= 2**31:
         return None
     padded = np.pad(whole, [(0, -size % part) for size, part in zip(whole.shape, (_ROWS, _COLUMNS), strict=True)])

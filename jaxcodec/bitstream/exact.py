@@ -206,6 +206,18 @@ def change_shapes(inputs):
     return shapes | dense_shapes("hidden", inputs, bands * size)
 
 
+def is_large(name: str) -> bool:
+    """Whether weights of this name are a large matrix: what time and memory go to."""
+    return name.endswith("/kernel") and not name.startswith(("near_", "beside_")) and "Depthwise" not in name
+
+
+def whole(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (K, N) float32 as int8 whole numbers, the nearest, and the units (N,) of its columns: powers of two."""
+    fraction, exponent = np.frexp(np.abs(matrix).max(axis=0) / np.float32(127))
+    units = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
+    return np.rint(matrix / units).astype(np.int8), units
+
+
 def one_thread():
     """A context in which products of matrices take one thread.
 

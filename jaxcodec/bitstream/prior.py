@@ -40,12 +40,14 @@ class PriorModel(exact.Network):
 
     @classmethod
     def from_arrays(cls, arrays):
-        """The model of the parameters of `quantizers.scalar.Prior`, by their path, with large matrices of `whole` numbers.
+        """The model of the parameters of `quantizers.scalar.Prior`, by their path, its large matrices in `exact.whole` numbers.
 
-        Files of before they were rounded are coded with what is `earlier` then.
+        Files of before they were rounded are coded with its `earlier`.
         """
         earlier = cls(arrays)
-        model = cls({name: _rounded(array) if is_large(name) else array for name, array in earlier.weights.items()})
+        model = cls(
+            {name: _rounded(array) if exact.is_large(name) else array for name, array in earlier.weights.items()}
+        )
         model.earlier = earlier
         return model
 
@@ -325,20 +327,8 @@ def _changes(levels):
     return levels - layout.START_LEVEL - _before(levels - layout.START_LEVEL)
 
 
-def is_large(name: str) -> bool:
-    """Whether weights of this name are a large matrix: what time and memory go to."""
-    return name.endswith("/kernel") and not name.startswith(("near_", "beside_")) and "Depthwise" not in name
-
-
-def whole(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (K, N) float32 as int8 whole numbers, the nearest, and the units (N,) of its columns: powers of two."""
-    fraction, exponent = np.frexp(np.abs(matrix).max(axis=0) / np.float32(127))
-    units = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
-    return np.rint(matrix / units).astype(np.int8), units
-
-
 def _rounded(matrix):
-    numbers, units = whole(matrix.astype(np.float32))
+    numbers, units = exact.whole(matrix.astype(np.float32))
     return numbers * units
 
 
