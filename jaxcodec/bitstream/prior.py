@@ -40,7 +40,7 @@ class PriorModel(exact.Network):
 
     @classmethod
     def from_arrays(cls, arrays):
-        """The model of the parameters of `quantizers.scalar.Prior`, by their path, its large matrices in `exact.whole` numbers.
+        """The model of the parameters of `quantizers.scalar.Prior`, by path; large matrices in `exact.whole` numbers.
 
         Files of before they were rounded are coded with its `earlier`.
         """
