@@ -321,9 +321,8 @@ def _add_block(typing_context, sums, block, x):
         size, name = next((how for feature, how in _PAIRWISE.items() if f"+{feature}" in features), (_COLUMNS, ""))
         one, pairs = ir.VectorType(_INT32, size), ir.VectorType(_INT16, 2 * size)
 
-        def at(base, offset, kind, alignment):
-            place = builder.inttoptr(builder.add(base, ir.Constant(_ADDRESS, offset)), kind.as_pointer())
-            return place, builder.load(place, align=alignment)
+        def pointer(base, offset, kind):
+            return builder.inttoptr(builder.add(base, ir.Constant(_ADDRESS, offset)), kind.as_pointer())
 
         def parts(vector, first):
             places = ir.Constant(ir.VectorType(_INT32, size), list(range(first, 2 * size, 2)))
@@ -334,11 +333,12 @@ def _add_block(typing_context, sums, block, x):
             return builder.shuffle_vector(vector, vector, ir.Constant(one, size * [0]))
 
         for column in range(0, _COLUMNS, size):
-            place, total = at(sums, 4 * column, one, 4)
+            place = pointer(sums, 4 * column, one)
+            total = builder.load(place, align=4)
             for row in range(0, _ROWS, 2):
-                _, weights = at(block, row * _COLUMNS + 2 * column, ir.VectorType(_INT8, 2 * size), 1)
-                _, pair = at(x, 2 * row, _INT32, 2)
-                weights, pair = builder.sext(weights, pairs), builder.bitcast(repeated(pair), pairs)
+                bytes_of = pointer(block, row * _COLUMNS + 2 * column, ir.VectorType(_INT8, 2 * size))
+                weights = builder.sext(builder.load(bytes_of, align=1), pairs)
+                pair = builder.bitcast(repeated(builder.load(pointer(x, 2 * row, _INT32), align=2)), pairs)
                 if name:
                     function = cgutils.get_or_insert_function(
                         builder.module, ir.FunctionType(one, [pairs, pairs]), name

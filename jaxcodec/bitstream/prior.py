@@ -45,9 +45,7 @@ class PriorModel(exact.Network):
         Files of before they were rounded are coded with its `earlier`.
         """
         earlier = cls(arrays)
-        model = cls(
-            {name: _rounded(array) if exact.is_large(name) else array for name, array in earlier.weights.items()}
-        )
+        model = cls({name: _whole(array) if exact.is_large(name) else array for name, array in earlier.weights.items()})
         model.earlier = earlier
         return model
 
@@ -327,7 +325,7 @@ def _changes(levels):
     return levels - layout.START_LEVEL - _before(levels - layout.START_LEVEL)
 
 
-def _rounded(matrix):
+def _whole(matrix):
     numbers, units = exact.whole(matrix.astype(np.float32))
     return numbers * units
 
