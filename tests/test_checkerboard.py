@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxcodec
-from jaxcodec import bitstream
+from jaxcodec import bitstream, quantizers
 from jaxcodec.bitstream import checkerboard, entropy, exact
 from jaxcodec.inference import files, pretrained
 from jaxcodec.quantizers import checkerboard as network, layout, scalar
@@ -200,6 +200,17 @@ def test_fast_files_say_so_themselves(codec, tmp_path):
     for unpacked in jaxcodec.unpack(codec, [usual, fast, usual]):  # read side by side
         np.testing.assert_array_equal(unpacked.codes, codes)
     np.testing.assert_array_equal(jaxcodec.decompress(codec, fast), jaxcodec.decompress(codec, usual))
+
+
+def test_kbps_of_fast_files_are_those_of_their_own_bytes(codec):
+    clip, qualities = support.speech_like(1, 16000)[0], []
+    for fast, coding in ((False, 2), (True, 3)):
+        data = jaxcodec.compress(codec, clip, kbps=60, fast=fast)
+        qualities.append(jaxcodec.unpack(codec, data).codes[0, 0] * quantizers.QUALITY_DB)
+        finer = jaxcodec.compress(codec, clip, quality=qualities[-1] - quantizers.QUALITY_DB, fast=fast)
+        assert bitstream.read_header(data).coding == bitstream.read_header(finer).coding == coding
+        assert 8e-3 * len(data) <= 60 and max(8e-3 * len(finer), len(data) * 8e-3 / 0.99) > 60
+    assert qualities[0] != qualities[1]
 
 
 def test_a_codec_without_it_says_what_is_missing(codec):

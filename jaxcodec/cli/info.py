@@ -56,6 +56,7 @@ def _describe(name):
         quantizer=header.kind,
         **_codes(header.num_codebooks, header.codebook_size, header.bits_per_second),
         entropy_coded=header.entropy_digest is not None,
+        fast=header.coding == bitstream.checkerboard.CheckerboardModel.coding,
         version=header.version,
         model=header.fingerprint.hex(),
         bundled=bundled.names().get(header.fingerprint),
