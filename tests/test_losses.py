@@ -108,15 +108,37 @@ def test_loudness_loss_is_nothing_for_the_same_and_charges_more_for_what_was_add
     assert added[0] > 2 * missing[0] > 0
 
 
-def test_loudness_loss_ranks_as_pesq_does():
+def test_pesq_loss_forgives_level_and_filter_and_gain_and_hears_what_is_worst(monkeypatch):
+    reference = support.speech_like(2, 16000)
+    lengths = full(reference)
+    assert np.all(losses.pesq_loss(reference, reference, lengths) < 5e-3)
+    np.testing.assert_allclose(losses.pesq_loss(0.1 * reference, 0.3 * reference, lengths), 0, atol=5e-3)
+    dull = np.stack([np.convolve(x, (0.15, 0.7, 0.15), "same") for x in reference]).astype(np.float32)
+    swinging = reference * np.where(np.arange(16000) % 8000 < 4000, 1, 0.3).astype(np.float32)
+    for changed, compensation in ((dull, "_filter_between"), (swinging, "_gain_between")):
+        forgiven = losses.pesq_loss(reference, changed, lengths)
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, compensation, lambda *_: 1.0)
+            assert np.all(forgiven < 0.7 * losses.pesq_loss(reference, changed, lengths))
+    noise = 0.02 * np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32)
+    burst = 2 * noise * (np.arange(16000) < 4000)  # the same power
+    steady, bursting = (
+        losses.pesq_loss(reference, reference + x, lengths) / losses.loudness_loss(reference, reference + x, lengths)
+        for x in (noise, burst)
+    )
+    assert np.all(bursting > 2 * steady)
+
+
+@pytest.mark.parametrize(("measure", "least"), [(losses.loudness_loss, 0.8), (losses.pesq_loss, 0.9)])
+def test_losses_of_the_ear_rank_as_pesq_does(measure, least):
     pesq = pytest.importorskip("pesq").pesq
     reference = support.speech_like(1, 48000)
     noise = np.random.default_rng(0).standard_normal((1, 48000)).astype(np.float32)
     smooth = np.convolve(noise[0], np.ones(9) / 3, "same")[None].astype(np.float32)
     damaged = [reference + gain * kind for kind in (noise, smooth) for gain in (0.001, 0.004, 0.016, 0.064)]
-    losses_ = [float(losses.loudness_loss(reference, x, full(reference))[0]) for x in damaged]
+    losses_ = [float(measure(reference, x, full(reference))[0]) for x in damaged]
     scores = [pesq(16000, reference[0], x[0], "wb") for x in damaged]
-    assert np.corrcoef(np.argsort(np.argsort(losses_)), np.argsort(np.argsort(scores)))[0, 1] < -0.8
+    assert np.corrcoef(np.argsort(np.argsort(losses_)), np.argsort(np.argsort(scores)))[0, 1] < -least
 
 
 def terms(relative=True):
@@ -127,11 +149,12 @@ def terms(relative=True):
     return by_name | {
         "spectral": lambda *x: losses.spectral_loss(*x, relative=relative),
         "loudness": losses.loudness_loss,
+        "pesq": losses.pesq_loss,
     }
 
 
 @pytest.mark.parametrize("relative", [True, False])
-@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness"])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness", "pesq"])
 def test_a_padded_clip_has_the_loss_it_has_alone(name, relative):
     measure = jax.jit(terms(relative)[name])
     reference, decoded = pair(3, 1700)
@@ -176,7 +199,7 @@ def test_spectral_loss_of_a_clip_with_itself_is_nothing():
     np.testing.assert_allclose(losses.spectral_loss(reference, -reference, full(reference)), 0.0, atol=1e-4)  # no phase
 
 
-@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness"])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "spectral", "loudness", "pesq"])
 def test_gradients_are_finite_at_silence_and_for_empty_filler(name):
     reference = np.stack([np.zeros(700), np.zeros(700), support.speech_like(1, 700)[0]]).astype(np.float32)
     lengths = jnp.array([0, 700, 700])

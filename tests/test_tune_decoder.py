@@ -52,13 +52,15 @@ def test_it_hears_codes_of_the_search(codec, monkeypatch):
     assert np.mean((found == expected).all(1)[exist]) > 0.99 and np.mean((found == nearest).all(1)[exist]) < 0.9
 
 
-def test_the_louder_the_weight_the_less_loudness_is_lost(codec):
+def test_the_greater_a_weight_the_less_is_lost_of_what_it_weighs(codec):
     lost = []
-    for weight in (0.0, 10.0):
-        rates = [tune_decoder.Rate(4, weight, 1.0)]
-        *_, (_, _, means) = tune_decoder.tune(codec, batches(60), rates, 60, 2e-3)
-        lost.append(means["loudness"])
-    assert lost[1] < 0.98 * lost[0]
+    for ear, pesq in ((0.0, 0.0), (10.0, 0.0), (3.0, 10.0)):
+        rates = [tune_decoder.Rate(4, ear, 1.0)]
+        *_, (_, _, means) = tune_decoder.tune(codec, batches(60), rates, 60, 2e-3, pesq=pesq)
+        lost.append(means)
+    nothing, loudness, both = lost
+    assert loudness["loudness"] < 0.98 * nothing["loudness"]
+    assert both["pesq"] < 0.98 * loudness["pesq"]
 
 
 def test_the_command_writes_a_model(tmp_path, monkeypatch, capsys, codec):
@@ -80,6 +82,9 @@ def test_what_cannot_be_is_refused(codec, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--steps", "3", "-o", "never"])
     with pytest.raises(SystemExit, match="--steps is 3"):
         tune_decoder.main()
+    monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--pesq=-1", "-o", "never"])
+    with pytest.raises(SystemExit, match=r"--pesq is -1\.0, expected a number from 0 on"):
+        tune_decoder.main()
 
 
 @pytest.mark.parametrize("tool", [tune_decoder, refit_codebooks])
@@ -94,4 +99,4 @@ def test_a_rate_that_cannot_be_is_refused_in_one_line(text, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["tune_decoder.py", "tokens", "--rates", text, "-o", "never"])
     with pytest.raises(SystemExit):
         tune_decoder.main()
-    assert f'"{text}" is not CODEBOOKS:LOUDNESS:SHARE' in capsys.readouterr().err
+    assert f'"{text}" is not CODEBOOKS:EAR:SHARE' in capsys.readouterr().err

@@ -119,20 +119,91 @@ def loudness_loss(reference: jax.Array, decoded: jax.Array, lengths: jax.Array) 
     heard at 79 dB SPL; the threshold in quiet is that of Terhardt 1979.
     """
     powers = [_bark_power(x) for x in (reference, decoded)]
-    num_frames = spectral.num_mdct_frames(lengths, LOUDNESS_HOP)
-    mask = layers.length_mask(num_frames, powers[0].shape[1])
-    count = jnp.maximum(num_frames, 1)
-    level = jnp.sum(mask[..., None] * powers[0], axis=(1, 2)) / count
-    scale = (10**7.9 / (level + SILENCE_POWER * LOUDNESS_FFT))[:, None, None]
-    (target, target_power), (actual, actual_power) = ((_loudness(scale * x), scale * x) for x in powers)
+    mask, count = _loudness_frames(lengths, powers[0].shape[1])
+    scale = _listening_level(powers[0], mask, count)
+    target_power, actual_power = (scale * x for x in powers)
+    disturbance, asymmetric = _disturbances(target_power, actual_power)
+    values = (0.1 * disturbance + 0.0309 * asymmetric) / _emphasis(target_power)
+    return jnp.sum(mask * values, axis=1) / count
+
+
+def pesq_loss(reference: jax.Array, decoded: jax.Array, lengths: jax.Array) -> jax.Array:
+    """What PESQ takes off its 4.5 points, audio (B, S) to (B,).
+
+    The disturbances of `loudness_loss` with the rest of ITU-T P.862, section 10.2: both clips are heard at 79 dB SPL, what
+    is a filter over the whole clip and what is a gain of the moment is compensated in part, and means over time are
+    those of 6th powers over 20 frames, then of squares. It forgives a dull sound, as PESQ does: `loudness_loss` does not.
+    """
+    powers = [_bark_power(x) for x in (reference, decoded)]
+    mask, count = _loudness_frames(lengths, powers[0].shape[1])
+    target_power, actual_power = (_listening_level(x, mask, count) * x for x in powers)
+    target_power *= _filter_between(target_power, actual_power, mask)
+    actual_power *= _gain_between(target_power, actual_power)
+    width = float(_bark(TOP_HZ)) / LOUDNESS_BANDS  # bark; P.862 adds up disturbances over bark, not over bands
+    scales = width * LOUDNESS_BANDS**0.5, width
+    found = zip(scales, _disturbances(target_power, actual_power), strict=True)
+    emphasis = _emphasis(target_power)
+    symmetric, asymmetric = (_mean_over_time(jnp.minimum(scale * x / emphasis, 45), mask) for scale, x in found)
+    return 0.1 * symmetric + 0.0309 * asymmetric
+
+
+def _loudness_frames(lengths, num_frames):
+    """Which of the frames exist, (B, T), and how many, (B,), at least one."""
+    numbers = spectral.num_mdct_frames(lengths, LOUDNESS_HOP)
+    return layers.length_mask(numbers, num_frames), jnp.maximum(numbers, 1)
+
+
+def _listening_level(power, mask, count):
+    """What brings the mean power of a clip to 79 dB SPL, (B, 1, 1)."""
+    level = jnp.sum(mask[..., None] * power, axis=(1, 2)) / count
+    return (10**7.9 / (level + SILENCE_POWER * LOUDNESS_FFT))[:, None, None]
+
+
+def _disturbances(target_power, actual_power):
+    """Of each frame, powers (B, T, 49) to two of (B, T): the root of the sum of squares, and the sum of what was added."""
+    target, actual = _loudness(target_power), _loudness(actual_power)
     masked = jnp.maximum(jnp.abs(actual - target) - jnp.minimum(actual, target) / 4, 0)
     added = ((actual_power + 50) / (target_power + 50)) ** 1.2
     added = jnp.where(added < 3, 0, jnp.minimum(added, 12))
-    disturbance = jnp.sqrt(jnp.sum(masked**2, axis=-1) + 1e-6)
-    asymmetric = jnp.sum(masked * lax.stop_gradient(added), axis=-1)
-    loud = (jnp.sum(target_power, axis=-1) / 1e7 + 1e-2) ** 0.04
-    values = (0.1 * disturbance + 0.0309 * asymmetric) / loud
-    return jnp.sum(mask * values, axis=1) / count
+    return jnp.sqrt(jnp.sum(masked**2, axis=-1) + 1e-6), jnp.sum(masked * lax.stop_gradient(added), axis=-1)
+
+
+def _emphasis(power):
+    """What disturbances are divided by, (B, T): those in soft frames weigh more."""
+    return (jnp.sum(power, axis=-1) / 1e7 + 1e-2) ** 0.04
+
+
+def _filter_between(target_power, actual_power, mask):
+    """The ratio of mean powers in each band, (B, 1, 49), of what is 20 dB above the threshold in frames of speech."""
+    target, actual = (jnp.where(x > 100 * _quiet(), x, 0) for x in (target_power, actual_power))
+    speech = mask & (jnp.sum(target, axis=-1) > 1e7)
+    count = jnp.maximum(jnp.sum(speech, axis=1), 1)[:, None]
+    target, actual = (jnp.sum(speech[..., None] * x, axis=1) / count for x in (target, actual))
+    return jnp.clip((actual + 1e3) / (target + 1e3), 0.01, 100)[:, None]
+
+
+def _gain_between(target_power, actual_power):
+    """The ratio of audible powers of each frame, (B, T, 1), a fifth of it that of the frame before."""
+    target, actual = (jnp.sum(jnp.where(x > _quiet(), x, 0), axis=-1) for x in (target_power, actual_power))
+    ratio = (target + 5e3) / (actual + 5e3)
+
+    def smoothed(before, now):
+        now = 0.2 * before + 0.8 * now
+        return now, now
+
+    _, gains = lax.scan(smoothed, ratio[:, 0], ratio.T)
+    return jnp.clip(gains.T, 3e-4, 5)[..., None]
+
+
+def _mean_over_time(values, mask):
+    """(B, T) to (B,): means of 6th powers over 20 frames, every 10, and the root of the mean of their squares."""
+    tail = 10 + -values.shape[1] % 10
+    values, exist = (jnp.pad(x, ((0, 0), (0, tail))).reshape(len(x), -1, 10) for x in (mask * values, mask))
+    sums, counts = jnp.sum(values**6, axis=-1), jnp.sum(exist, axis=-1)
+    sums, counts = (x[:, :-1] + x[:, 1:] for x in (sums, counts))
+    means = ((sums + 1e-9) / jnp.maximum(counts, 20)) ** (1 / 6)
+    exist = counts > 0
+    return jnp.sqrt(jnp.sum(exist * means**2, axis=1) / jnp.maximum(jnp.sum(exist, axis=1), 1))
 
 
 def _bark_power(audio):
@@ -149,11 +220,16 @@ def _bark_power(audio):
 
 def _loudness(power):
     """Zwicker's law, with powers relative to 0 dB SPL."""
-    centers = np.interp((np.arange(LOUDNESS_BANDS) + 0.5) / LOUDNESS_BANDS, _bark(_GRID) / _bark(TOP_HZ), _GRID) / 1000
-    threshold = 3.64 * centers**-0.8 - 6.5 * np.exp(-0.6 * (centers - 3.3) ** 2) + 1e-3 * centers**4
-    quiet = (10 ** (threshold / 10)).astype(np.float32)[None, None]
+    quiet = _quiet()
     loudness = 0.187 * (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * power / quiet) ** 0.23 - 1)
     return jnp.maximum(loudness, 0)  # below the threshold nothing is heard
+
+
+def _quiet():
+    """Power at the threshold in quiet in each band, (1, 1, 49)."""
+    centers = np.interp((np.arange(LOUDNESS_BANDS) + 0.5) / LOUDNESS_BANDS, _bark(_GRID) / _bark(TOP_HZ), _GRID) / 1000
+    threshold = 3.64 * centers**-0.8 - 6.5 * np.exp(-0.6 * (centers - 3.3) ** 2) + 1e-3 * centers**4
+    return (10 ** (threshold / 10)).astype(np.float32)[None, None]
 
 
 def _bark(hertz):
