@@ -83,19 +83,7 @@ def test_the_command_passes_on_what_it_is_given(tmp_path, monkeypatch, codec):
         yield codec, 2, {"error": 0.1, "loudness": 0.2, "pesq": 0.3}
 
     monkeypatch.setattr(tune_decoder, "tune", tune)
-    flags = [
-        "--steps",
-        "50",
-        "--rates",
-        "2:3:0.5",
-        "4:1:0.5",
-        "--pesq",
-        "0.25",
-        "--learning_rate",
-        "2e-4",
-        "--seed",
-        "7",
-    ]
+    flags = ["--steps=50", "--rates", "2:3:0.5", "4:1:0.5", "--pesq=0.25", "--learning_rate=2e-4", "--seed=7"]
     paths = ["-o", str(tmp_path / "out.safetensors"), "--prepared_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["tune_decoder.py", str(tmp_path / "model.safetensors"), *flags, *paths])
     tune_decoder.main()

@@ -33,6 +33,7 @@ from tools import crops
 
 FLOOR = 1e-3  # of a relative squared error: beyond 30 dB nothing is gained
 RATES = "16:0.5:0.25 8:3:0.3 4:3:0.2 2:3:0.25"  # those of the bundled tokens
+PESQ = 1.0  # weight of what PESQ takes off, beside loudness
 WARMUP, FINAL, AVERAGE = 40, 0.05, 0.98  # steps, share of the learning rate at the end, decay of the weights' average
 
 
@@ -51,7 +52,7 @@ def tune(
     steps: int,
     learning_rate: float,
     seed: int = 0,
-    pesq: float = 1.0,
+    pesq: float = PESQ,
 ) -> Iterator[tuple[jaxcodec.TrainedCodec, int, dict[str, float]]]:
     """After each of `steps` batches {"audio": (1, B, S), "length": (1, B)}: the codec so far, which rate, and its means.
 
@@ -133,7 +134,7 @@ def main():
         help=f"numbers of codebooks, the weight of what the ear loses and the share of the steps; {RATES}",
     )
     parser.add_argument(
-        "--pesq", type=float, default=1.0, help="weight of what PESQ takes off beside loudness; 0: none"
+        "--pesq", type=float, default=PESQ, help="weight of what PESQ takes off beside loudness; 0: none"
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak")

@@ -201,7 +201,7 @@ def _mean_over_time(values, mask):
     values, exist = (jnp.pad(x, ((0, 0), (0, tail))).reshape(len(x), -1, 10) for x in (mask * values, mask))
     sums, counts = jnp.sum(values**6, axis=-1), jnp.sum(exist, axis=-1)
     sums, counts = (x[:, :-1] + x[:, 1:] for x in (sums, counts))
-    means = ((sums + 1e-9) / jnp.maximum(counts, 20)) ** (1 / 6)
+    means = ((sums + 1e-9) / jnp.maximum(counts, 20)) ** (1 / 6)  # the root of nothing has no gradient
     exist = counts > 0
     return jnp.sqrt(jnp.sum(exist * means**2, axis=1) / jnp.maximum(jnp.sum(exist, axis=1), 1))
 
